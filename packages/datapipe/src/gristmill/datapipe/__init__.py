@@ -1,0 +1,1 @@
+"""From raw documents to annotations, a selection and shards, on Ray."""

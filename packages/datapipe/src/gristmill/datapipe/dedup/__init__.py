@@ -1,0 +1,1 @@
+"""Duplicates: hashes and MinHash signatures per document, clusters over the whole run."""

@@ -1,0 +1,1 @@
+"""Measurements for heuristic rules, a file per rule family. The policy holds the thresholds."""

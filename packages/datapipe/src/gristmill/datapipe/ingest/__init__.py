@@ -1,0 +1,1 @@
+"""Raw corpora into documents: one file per input kind, everything unreadable into quarantine."""

@@ -1,0 +1,89 @@
+"""From what the user typed to files: paths, folders, globs, and hf://datasets/ORG/NAME[@REVISION]/PATTERN."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from gristmill.base.errors import UsageError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson", ".parquet")
+HUB_PREFIX = "hf://datasets/"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    key: str
+    """Position among the inputs, as in the names of its partitions."""
+    name: str
+    """What provenance calls it: the same on every machine."""
+    path: Path
+    fingerprint: str = ""
+
+
+def discover(inputs: tuple[str, ...]) -> list[InputFile]:
+    """All input files, in the order of `inputs` and sorted within each.
+
+    Raises:
+        UsageError: an input that matches nothing, or whose suffix no reader knows.
+    """
+    found: dict[Path, str] = {}
+    for given in inputs:
+        matches = _from_hub(given) if given.startswith(HUB_PREFIX) else _from_disk(given)
+        if not matches:
+            raise UsageError(f"--input {given}: no such file, and nothing matches; known kinds: {', '.join(SUFFIXES)}")
+        for path, name in matches:
+            found.setdefault(path, name)
+    names = list(found.values())
+    files = []
+    for index, (path, name) in enumerate(found.items()):
+        unique = name if names.count(name) == 1 else f"{path.parent.name}/{name}"
+        files.append(InputFile(f"{index:05d}", unique, path))
+    return files
+
+
+def known_suffix(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _from_disk(given: str) -> list[tuple[Path, str]]:
+    path = Path(given)
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and known_suffix(file.name)]
+        return [(file.resolve(), file.relative_to(path).as_posix()) for file in files]
+    matches = [path] if path.is_file() else sorted(Path(match) for match in glob.glob(given, recursive=True))
+    for match in matches:
+        if not known_suffix(match.name):
+            raise UsageError(f"--input {match}: unknown kind; known: {', '.join(SUFFIXES)}")
+    return [(match.resolve(), match.name) for match in matches]
+
+
+def _from_hub(given: str) -> list[tuple[Path, str]]:
+    """Downloads what matches, at one commit, through the Hub client's own cache (resumable, checked by hash)."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    parts = given.removeprefix(HUB_PREFIX).split("/", 2)
+    if len(parts) < 2:
+        raise UsageError(f"--input {given}: write hf://datasets/ORG/NAME[@REVISION][/PATTERN]")
+    name, _, revision = parts[1].partition("@")
+    repo, pattern = f"{parts[0]}/{name}", parts[2] if len(parts) == 3 else "**"
+    try:
+        info = HfApi().dataset_info(repo, revision=revision or None)
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        wanted = sorted(file for file in files if _matches(file, pattern) and known_suffix(file))
+        paths = [hf_hub_download(repo, file, repo_type="dataset", revision=info.sha) for file in wanted]
+    except (HfHubHTTPError, OSError) as error:
+        raise UsageError(f"--input {given}: the Hub refused: {str(error).splitlines()[0]}") from None
+    return [(Path(path), f"{HUB_PREFIX}{repo}@{info.sha}/{file}") for path, file in zip(paths, wanted, strict=True)]
+
+
+def _matches(file: str, pattern: str) -> bool:
+    """Shell patterns where ** also crosses folders, and a bare folder means all below it."""
+    return (
+        fnmatch.fnmatch(file, pattern)
+        or fnmatch.fnmatch(file, pattern.replace("**/", ""))
+        or file.startswith(pattern.rstrip("/") + "/")
+    )

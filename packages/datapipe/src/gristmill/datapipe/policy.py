@@ -1,0 +1,184 @@
+"""The policy: an ordered list of rules over annotations, as TOML. Scores are stored; only this file decides.
+
+A threshold rule keeps a document whose value lies in [min, max] or in a set; a cluster rule keeps one member of each
+cluster of duplicates, among those that earlier rules kept. The first rule that fails is the reason. A threshold may name a number that
+calibration found (`min = "@tau_keep"`), and each may be set apart per source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from gristmill.base.config import from_mapping, load_toml
+from gristmill.base.errors import UsageError
+
+Threshold = float | str | None
+Keep = Literal["first", "longest", "newest", "best"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    min: Threshold = None
+    max: Threshold = None
+    allowed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    name: str
+    column: str = ""
+    """`annotation.column`, as `heuristics.words`; or the name of a duplicates annotation, with `keep`."""
+    min: Threshold = None
+    max: Threshold = None
+    allowed: tuple[str, ...] = ()
+    keep: Keep | None = None
+    """For duplicates: which member of a cluster stays."""
+    missing: Literal["drop", "keep"] = "drop"
+    """What becomes of a document without a value (a stage had skipped it, or an oracle did not answer)."""
+    sources: dict[str, Bounds] = field(default_factory=dict)
+    """Bounds that replace the rule's own for one source."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    name: str
+    rule: tuple[Rule, ...] = ()
+
+    def annotations(self) -> tuple[str, ...]:
+        """Names of the annotations that the rules read."""
+        return tuple(dict.fromkeys(rule.column.partition(".")[0] for rule in self.rule))
+
+    def before(self, annotation: str) -> Policy:
+        """The rules up to the first that reads `annotation`: what is known before an expensive stage runs."""
+        for index, rule in enumerate(self.rule):
+            if rule.column.partition(".")[0] == annotation:
+                return Policy(self.name, self.rule[:index])
+        return self
+
+
+def load_policy(path: Path) -> Policy:
+    policy = from_mapping(Policy, {"name": path.stem, **load_toml(path)}, str(path))
+    seen: set[str] = set()
+    for rule in policy.rule:
+        bounded = [rule, *rule.sources.values()]
+        if not rule.column:
+            raise UsageError(f"{path}: rule {rule.name!r} has no column")
+        if rule.name in seen:
+            raise UsageError(f"{path}: two rules are named {rule.name!r}; a reason must name one")
+        if rule.keep is None and all(b.min is None and b.max is None and not b.allowed for b in bounded):
+            raise UsageError(f"{path}: rule {rule.name!r} needs min, max, allowed or keep")
+        if rule.keep is None and "." not in rule.column:
+            raise UsageError(f"{path}: rule {rule.name!r}: column {rule.column!r} should read annotation.column")
+        seen.add(rule.name)
+    return policy
+
+
+Column = Callable[[str, str], pa.ChunkedArray]
+"""(annotation, column) -> values of all rows."""
+Resolve = Callable[[str, str], float | None]
+"""(name of a calibrated threshold, source) -> its value; None where calibration certified none (the rule then passes)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    reason: NDArray[np.int16]
+    """[n] index of the first rule that dropped the document; -1 where it is kept."""
+    bounds: dict[str, dict[str, Bounds]]
+    """Per rule and source, the numbers that were applied."""
+
+
+def decide(policy: Policy, sources: NDArray[np.str_], column: Column, resolve: Resolve) -> Decision:
+    """Apply the rules in order to all rows at once."""
+    reason = np.full(len(sources), -1, np.int16)
+    applied: dict[str, dict[str, Bounds]] = {}
+    for index, rule in enumerate(policy.rule):
+        alive = reason < 0
+        if rule.keep is not None:
+            passed = _one_of_each(rule, alive, column)
+            applied[rule.name] = {}
+        else:
+            passed, applied[rule.name] = _within(rule, sources, column, resolve)
+        reason[alive & ~passed] = index
+    return Decision(reason, applied)
+
+
+def _within(
+    rule: Rule, sources: NDArray[np.str_], column: Column, resolve: Resolve
+) -> tuple[NDArray[np.bool_], dict[str, Bounds]]:
+    values = column(*rule.column.split(".", 1)).combine_chunks()
+    present = values.is_valid().to_numpy(zero_copy_only=False)
+    passed = np.zeros(len(sources), bool)
+    applied: dict[str, Bounds] = {}
+    is_text = pa.types.is_string(values.type)
+    numbers = None if is_text else values.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    for source in np.unique(sources):
+        own = rule.sources.get(str(source), Bounds(rule.min, rule.max, rule.allowed))
+        low, high = (_number(rule, value, str(source), resolve) for value in (own.min, own.max))
+        applied[str(source)] = Bounds(low, high, own.allowed)
+        rows = sources == source
+        if is_text:
+            inside = pc.is_in(values, pa.array(own.allowed, pa.string())).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+            passed |= rows & (inside | (not own.allowed))
+        else:
+            assert numbers is not None
+            inside = np.ones(len(sources), bool)
+            if low is not None:
+                inside &= numbers >= low
+            if high is not None:
+                inside &= numbers <= high
+            passed |= rows & inside
+    passed[~present] = rule.missing == "keep"
+    return passed, applied
+
+
+def _number(rule: Rule, value: Threshold, source: str, resolve: Resolve) -> float | None:
+    if isinstance(value, str):
+        if not value.startswith("@"):
+            raise UsageError(
+                f"rule {rule.name!r}: threshold {value!r} is neither a number nor @NAME of a calibrated one"
+            )
+        return resolve(value[1:], source)
+    return value
+
+
+def _one_of_each(rule: Rule, alive: NDArray[np.bool_], column: Column) -> NDArray[np.bool_]:
+    """Of each cluster's documents that are still alive, the one that `rule.keep` prefers; ties go to the earliest row."""
+    cluster = column(rule.column, "cluster").to_numpy()
+    rows = np.flatnonzero(alive)
+    match rule.keep:
+        case "longest":
+            preference = -column("heuristics", "characters").to_numpy().astype(np.float64)
+        case "best":
+            quality = column("scores", "quality").combine_chunks().fill_null(-np.inf)
+            preference = -quality.to_numpy(zero_copy_only=False).astype(np.float64)
+        case "newest":
+            created = column("documents", "created").combine_chunks().fill_null("")
+            preference = -np.unique(created.to_numpy(zero_copy_only=False), return_inverse=True)[1].astype(np.float64)
+        case _:
+            preference = np.zeros(len(cluster))
+    order = rows[np.lexsort((rows, preference[rows], cluster[rows]))]
+    first = np.ones(len(order), bool)
+    first[1:] = cluster[order[1:]] != cluster[order[:-1]]
+    passed = np.zeros(len(cluster), bool)
+    passed[order[first]] = True
+    return passed
+
+
+def as_json(policy: Policy, decision: Decision) -> Mapping[str, object]:
+    """The policy as applied: every rule with the numbers that each source met."""
+    rules: Sequence[Mapping[str, object]] = [
+        {
+            "name": rule.name, "column": rule.column, "keep": rule.keep, "missing": rule.missing,
+            "sources": {s: {"min": b.min, "max": b.max, "allowed": list(b.allowed)} for s, b in decision.bounds[rule.name].items()},
+        }
+        for rule in policy.rule
+    ]  # fmt: skip
+    return {"name": policy.name, "rules": rules}

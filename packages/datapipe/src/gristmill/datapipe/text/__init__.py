@@ -1,0 +1,1 @@
+"""Text into integers, once per batch, in compiled kernels."""

@@ -1,0 +1,73 @@
+"""What is done, by content: one small JSON file per finished piece of work, written after the output it vouches for.
+
+A piece counts as done when its entry names the fingerprint we would compute today and its output is still there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gristmill.base.errors import DataError
+from gristmill.base.files import read_json, sha256_file, write_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    fingerprint: str
+    sha256: str
+    """Of the output: what fingerprints further down are made of."""
+    rows: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """Entries under RUN/ledger/<node>/<piece>.json."""
+
+    def __init__(self, run: Path) -> None:
+        self._root = run / "ledger"
+        self._hashes_path = self._root / "hashes.json"
+        self._hashes: dict[str, list[Any]] = read_json(self._hashes_path) if self._hashes_path.exists() else {}
+
+    def read(self, node: str, piece: str) -> Entry | None:
+        path = self._path(node, piece)
+        if not path.exists():
+            return None
+        try:
+            return Entry(**read_json(path))
+        except TypeError:
+            raise DataError(
+                f"{path}: not a ledger entry of this version; delete it to have the work done again"
+            ) from None
+
+    def write(self, node: str, piece: str, entry: Entry) -> None:
+        write_json(self._path(node, piece), asdict(entry))
+
+    def write_outputs(self, folders: dict[str, str]) -> None:
+        """Which folder each node's entries speak of; for `datapipe verify`, which knows no pipeline."""
+        write_json(self._root / "outputs.json", folders)
+
+    def prune(self, node: str, pieces: set[str]) -> None:
+        """Forget pieces that the node no longer has (an input file went away)."""
+        folder = self._root / node
+        if folder.exists():
+            for path in folder.glob("*.json"):
+                if path.stem not in pieces:
+                    path.unlink()
+
+    def file_sha256(self, path: Path) -> str:
+        """Content hash of an input or model file, read again only when its size or time stamp has changed."""
+        stat = path.stat()
+        key, stamp = os.fspath(path.absolute()), [stat.st_size, stat.st_mtime_ns]
+        known = self._hashes.get(key)
+        if known is None or known[:2] != stamp:
+            self._hashes[key] = known = [*stamp, sha256_file(path)]
+            write_json(self._hashes_path, self._hashes)
+        return known[2]
+
+    def _path(self, node: str, piece: str) -> Path:
+        return self._root / node / f"{piece}.json"

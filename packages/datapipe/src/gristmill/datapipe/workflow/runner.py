@@ -1,0 +1,403 @@
+"""Runs a DAG of stages and steps over a run folder: only what is missing or stale, each output whole or absent.
+
+A piece of work (a partition of a stage, a whole step) is keyed by the content of everything that it depends on, so a
+re-run after any crash or edit does exactly the difference, and the bytes do not depend on workers or interruptions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow.parquet as pq
+
+from gristmill.base.errors import GristmillError, PartialError
+from gristmill.base.files import atomic_path, fingerprint, replace_folder, sha256_file, sha256_folder
+from gristmill.datapipe.ingest.ingest import Ingest, IngestJob, InputFile
+from gristmill.datapipe.workflow.display import Display
+from gristmill.datapipe.workflow.executor import Executor, start
+from gristmill.datapipe.workflow.ledger import Entry, Ledger
+from gristmill.datapipe.workflow.record import NodeRecord, RunRecord
+from gristmill.datapipe.workflow.stage import Inputs, Node, Stage, Step, read_part
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished node: where it lies and what it holds, by content."""
+
+    folder: Path
+    sha256: str
+    parts: dict[str, str]
+    """File name of each partition, in row order, to its content hash. Empty where the output has no partitions."""
+
+
+class Runner:
+    def __init__(
+        self, folder: Path, ingest: Ingest, nodes: Sequence[Node], name: str = "run", workers: int = 2
+    ) -> None:
+        self.folder = folder
+        self.ingest = ingest
+        self.nodes = {node.name: node for node in nodes}
+        self.name = name
+        self.workers = workers
+        self.outputs: dict[str, Output] = {}
+        self._ran: set[str] = set()
+        _check_dag(ingest, nodes)
+
+    def run(self) -> dict[str, Output]:
+        """Bring every node up to date.
+
+        Raises:
+            GristmillError: a partition or step failed (the others of its node finished first), or the folder is in use.
+            PartialError: more input was quarantined than `ingest.max_bad_fraction` allows.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder), Display() as self._display:
+            self._ledger = Ledger(self.folder)
+            self._record = RunRecord(self.folder, self.name)
+            for node in (self.ingest, *self.nodes.values()):
+                kind = "stage" if isinstance(node, Stage) else "step" if isinstance(node, Step) else "ingest"
+                self._record.add(NodeRecord(node.name, kind, list(dict.fromkeys(node.dependencies))))
+            self._record.write()
+            self._ledger.write_outputs({"documents": "documents", **{n.name: n.folder for n in self.nodes.values()}})
+            self._executor: Executor | None = None
+            self._executor_lock = threading.Lock()
+            try:
+                self._run_ingest()
+                self._run_nodes()
+            except BaseException:
+                self._record.finish("failed")
+                raise
+            finally:
+                if self._executor is not None:
+                    self._executor.close()
+            self._record.finish("done")
+            return self.outputs
+
+    # The DAG -----------------------------------------------------------------------------------------------------
+
+    def _run_nodes(self) -> None:
+        """Start each node as soon as what it depends on is done; Ray decides who gets the processors."""
+        waiting = dict(self.nodes)
+        threads = ThreadPoolExecutor(max_workers=max(1, len(waiting)) if self.workers else 1)
+        running: dict[Future[Output], Node] = {}
+        failed: list[str] = []
+        try:
+            while waiting or running:
+                for node in [node for node in waiting.values() if set(node.dependencies) <= set(self.outputs)]:
+                    if not failed:
+                        del waiting[node.name]
+                        running[threads.submit(self._run_node, node)] = node
+                        if not self.workers:
+                            break
+                if not running:
+                    break
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    node = running.pop(future)
+                    try:
+                        self.outputs[node.name] = future.result()
+                    except GristmillError as error:
+                        self._set(node.name, status="failed", error=str(error))
+                        self._display.end(node.name, f"failed: {error}")
+                        failed.append(str(error))
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+        if failed:
+            raise GristmillError("; ".join(failed))
+
+    def _run_node(self, node: Node) -> Output:
+        started = time.monotonic()
+        output = self._run_stage(node) if isinstance(node, Stage) else self._run_step(node)  # type: ignore[arg-type]
+        if node.name in self._ran:
+            seconds = time.monotonic() - started
+            self._set(node.name, status="done", seconds=round(seconds, 2))
+            self._display.end(node.name, f"done in {seconds:.1f} s")
+        else:
+            self._set(node.name, status="cached")
+        return output
+
+    # Ingest ------------------------------------------------------------------------------------------------------
+
+    def _run_ingest(self) -> None:
+        ingest, folder = self.ingest, self.folder / "documents"
+        files = ingest.discover(self.folder)
+        pending: list[InputFile] = []
+        for file in files:
+            key = fingerprint([ingest.version, ingest.config, file.name, self._ledger.file_sha256(file.path)])
+            entry = self._ledger.read(ingest.name, file.key)
+            if entry is None or entry.fingerprint != key or not _all_there(folder, entry.counts["parts"]):
+                pending.append(InputFile(file.key, file.name, file.path, key))
+        self._ledger.prune(ingest.name, {file.key for file in files})
+        cached = len(files) - len(pending)
+        self._set(
+            ingest.name, partitions=len(files), partitions_done=cached, partitions_cached=cached, status="running"
+        )
+        started = time.monotonic()
+        if pending:
+            self._display.begin(ingest.name, len(files), cached)
+            job = IngestJob(ingest.config, folder, self.folder / "quarantine")
+            self._map(ingest.name, job, pending, ingest, lambda value: value["documents"], len(files), cached)
+        entries = [self._ledger.read(ingest.name, file.key) for file in files]
+        done = [entry for entry in entries if entry is not None]
+        parts = {part["name"]: part["sha256"] for entry in done for part in entry.counts["parts"]}
+        _remove_others(folder, set(parts))
+        _remove_others(self.folder / "quarantine", {f"{file.key}.jsonl" for file in files}, "*.jsonl")
+        self._count_quarantine(done)
+        self.outputs[ingest.name] = Output(folder, fingerprint(list(parts.values())), parts)
+        seconds = round(time.monotonic() - started, 2)
+        counts = {"documents": sum(entry.rows for entry in done), "quarantined": self._record.quarantine["total"]}
+        if pending:
+            self._set(ingest.name, status="done", counts=counts, seconds=seconds)
+            self._display.end(ingest.name, f"{counts['documents']:,} documents, {counts['quarantined']:,} quarantined")
+        else:
+            self._set(ingest.name, status="cached", counts=counts)
+        self._refuse_too_much_quarantine(counts)
+
+    def _count_quarantine(self, entries: Sequence[Entry]) -> None:
+        by_reason: dict[str, int] = {}
+        for entry in entries:
+            for reason, count in entry.counts["quarantined"].items():
+                by_reason[reason] = by_reason.get(reason, 0) + count
+        total, documents = sum(by_reason.values()), sum(entry.rows for entry in entries)
+        self._record.quarantine = {"total": total, "documents": documents, "by_reason": dict(sorted(by_reason.items()))}
+
+    def _refuse_too_much_quarantine(self, counts: Mapping[str, int]) -> None:
+        bad, total = counts["quarantined"], counts["quarantined"] + counts["documents"]
+        if not total:
+            raise GristmillError(f"no documents in the {self._record.nodes['documents'].partitions} input files")
+        if bad / total > self.ingest.max_bad_fraction:
+            raise PartialError(
+                f"{bad:,} of {total:,} input rows ({bad / total:.2%}) were quarantined, more than "
+                f"--max-bad-fraction {self.ingest.max_bad_fraction:g}; reasons in {self.folder / 'quarantine'}; "
+                "mend the input or raise the limit, and run again: what is done is kept"
+            )
+
+    # Stages ------------------------------------------------------------------------------------------------------
+
+    def _run_stage(self, stage: Stage) -> Output:
+        folder = self.folder / stage.folder
+        over, identity = self.outputs[stage.over], self._identity(stage)
+        needs = {name: self.outputs[name].sha256 for name in stage.needs}
+        keys: dict[str, str] = {}
+        for part, sha256 in over.parts.items():
+            previous = {name: self.outputs[name].parts[part] for name in stage.requires}
+            keys[part] = fingerprint([identity, sha256, previous, needs])
+        pending = [part for part, key in keys.items() if not self._is_done(stage.name, part, key, folder / part)]
+        total, cached = len(keys), len(keys) - len(pending)
+        self._set(stage.name, partitions=total, partitions_done=cached, partitions_cached=cached, status="running")
+        if pending:
+            self._ran.add(stage.name)
+            self._display.begin(stage.name, total, cached)
+            job = StageJob(
+                stage, over.folder, {name: self.outputs[name].folder for name in stage.requires},
+                {name: self.outputs[name].folder for name in stage.needs}, folder, keys,
+            )  # fmt: skip
+            self._map(stage.name, job, pending, stage, lambda entry: entry["rows"], total, cached)
+        _remove_others(folder, set(keys))
+        entries = {part: self._ledger.read(stage.name, part) for part in keys}
+        parts = {part: entry.sha256 for part, entry in entries.items() if entry is not None}
+        self._set(stage.name, counts={"documents": sum(entry.rows for entry in entries.values() if entry is not None)})
+        return Output(folder, fingerprint(list(parts.values())), parts)
+
+    def _map(self, name: str, job: Any, items: list[Any], node: Any, rows_of: Any, total: int, done: int) -> None:
+        """Run `items`; write a ledger entry for each that succeeds, and raise after all of them if any failed."""
+        failures: list[str] = []
+        documents = 0
+        for outcome in self._executor_on_demand().map(job, items, node.resources):
+            if outcome.error is not None:
+                failures.append(f"{name}, {getattr(outcome.item, 'name', outcome.item)}: {outcome.error}")
+                if outcome.detail:
+                    self._display.say(outcome.detail)
+                continue
+            entry = Entry(**outcome.value["entry"])
+            self._ledger.write(name, getattr(outcome.item, "key", outcome.item), entry)
+            done, documents = done + 1, documents + rows_of(outcome.value)
+            self._set(name, partitions_done=done, force=False)
+            self._display.advance(name, done, total, documents)
+        if failures:
+            more = f" (and {len(failures) - 1} more partitions)" if len(failures) > 1 else ""
+            raise GristmillError(failures[0] + more)
+
+    # Steps -------------------------------------------------------------------------------------------------------
+
+    def _run_step(self, step: Step) -> Output:
+        folder = self.folder / step.folder
+        requires = {
+            name: list(self.outputs[name].parts.values()) or self.outputs[name].sha256 for name in step.requires
+        }
+        key = fingerprint([self._identity(step), requires])
+        self._set(step.name, partitions=1, status="running")
+        if self._is_done(step.name, "whole", key, folder):
+            self._set(step.name, partitions_done=1, partitions_cached=1)
+        else:
+            self._ran.add(step.name)
+            self._display.begin(step.name, 1, 0)
+            work = self.folder / ".work" / f"{step.name}-{key[:16]}"
+            for other in work.parent.glob(f"{step.name}-*"):
+                if other != work or not step.resumes:
+                    shutil.rmtree(other)
+            work.mkdir(parents=True, exist_ok=True)
+            inputs = Inputs(
+                {name: self.outputs[name].folder for name in step.requires},
+                {name: tuple(self.outputs[name].parts) for name in step.requires},
+            )
+            job = StepJob(step, inputs, work, folder, key)
+            self._map(step.name, job, ["whole"], step, lambda value: 0, 1, 0)
+        entry = self._ledger.read(step.name, "whole")
+        assert entry is not None, "the ledger entry of a step that is done"
+        self._set(step.name, counts=entry.counts)
+        parts = {path.name: self._ledger.file_sha256(path) for path in sorted(folder.glob("part-*.parquet"))}
+        return Output(folder, entry.sha256, parts)
+
+    # Small things ------------------------------------------------------------------------------------------------
+
+    def _identity(self, node: Node) -> dict[str, Any]:
+        return {
+            "name": node.name,
+            "version": node.version,
+            "config": node.config,
+            "files": [self._ledger.file_sha256(path) for path in node.files()],
+            "libraries": {library: importlib.metadata.version(library) for library in node.libraries},
+        }
+
+    def _is_done(self, name: str, piece: str, key: str, output: Path) -> bool:
+        entry = self._ledger.read(name, piece)
+        if entry is None or entry.fingerprint != key or not output.exists():
+            return False
+        return output.is_dir() or output.stat().st_size == entry.bytes
+
+    def _executor_on_demand(self) -> Executor:
+        """Ray takes seconds to start: a run with nothing to do never starts it."""
+        with self._executor_lock:
+            if self._executor is None:
+                self._executor = start(self.workers)
+            return self._executor
+
+    def _set(self, name: str, force: bool = True, **values: Any) -> None:
+        for key, value in values.items():
+            setattr(self._record.nodes[name], key, value)
+        self._record.write(force)
+
+
+@dataclass
+class StageJob:
+    """One partition of a stage: read its rows, annotate them, write the rows that come back."""
+
+    stage: Stage
+    over: Path
+    requires: dict[str, Path]
+    needs: dict[str, Path]
+    folder: Path
+    keys: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def stateful(self) -> bool:
+        return type(self.stage).setup is not Stage.setup
+
+    def setup(self) -> None:
+        self.stage.setup(self.needs)
+
+    def __call__(self, part: str) -> dict[str, Any]:
+        started = time.monotonic()
+        table = read_part(self.over / part, self.stage.columns)
+        previous = {name: read_part(folder / part) for name, folder in self.requires.items()}
+        result = self.stage.annotate(table, previous)
+        if result.num_rows != table.num_rows:
+            raise GristmillError(f"stage {self.stage.name!r} returned {result.num_rows} rows for {table.num_rows}")
+        with atomic_path(self.folder / part) as temporary:
+            pq.write_table(result, temporary, compression="zstd")
+        entry = Entry(
+            self.keys[part], sha256_file(self.folder / part), result.num_rows, (self.folder / part).stat().st_size,
+            round(time.monotonic() - started, 3),
+        )  # fmt: skip
+        return {"entry": vars(entry), "rows": result.num_rows}
+
+
+@dataclass
+class StepJob:
+    """A whole step: run it in its work folder, then put that folder in its place."""
+
+    step: Step
+    inputs: Inputs
+    work: Path
+    folder: Path
+    key: str
+    stateful: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return self.step.name
+
+    def setup(self) -> None:
+        pass
+
+    def __call__(self, _piece: str) -> dict[str, Any]:
+        started = time.monotonic()
+        counts = self.step.run(self.inputs, self.work)
+        sha256 = sha256_folder(self.work)
+        replace_folder(self.work, self.folder)
+        seconds = round(time.monotonic() - started, 3)
+        return {"entry": vars(Entry(self.key, sha256, seconds=seconds, counts=counts))}
+
+
+class _locked:
+    """One runner per run folder; the lock goes with the process, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".lock"
+
+    def __enter__(self) -> None:
+        self._file = self._path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            raise GristmillError(
+                f"{self._path.parent}: another run (process {self._file.read().strip() or '?'}) is at work here; "
+                "wait for it, or give another --output"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._file.close()
+
+
+def _check_dag(ingest: Ingest, nodes: Sequence[Node]) -> None:
+    known = {ingest.name}
+    for node in nodes:
+        missing = set(node.dependencies) - known
+        if missing:
+            raise GristmillError(f"node {node.name!r} depends on {sorted(missing)}, which no earlier node makes")
+        if node.name in known:
+            raise GristmillError(f"two nodes are named {node.name!r}")
+        known.add(node.name)
+
+
+def _all_there(folder: Path, parts: Sequence[Mapping[str, Any]]) -> bool:
+    return all(
+        (folder / part["name"]).exists() and (folder / part["name"]).stat().st_size == part["bytes"] for part in parts
+    )
+
+
+def _remove_others(folder: Path, keep: set[str], pattern: str = "part-*.parquet") -> None:
+    """Outputs of inputs that are gone would be taken for rows of this run."""
+    if folder.exists():
+        for path in folder.glob(pattern):
+            if path.name not in keep:
+                path.unlink()

@@ -1,0 +1,108 @@
+"""What a node of the DAG is: a Stage annotates partitions row by row, a Step turns whole outputs into a folder.
+
+Neither knows of Ray, ledgers or retries; the runner maps them. Everything a node's output depends on is in its
+`version`, its frozen `config`, the content of its inputs, its `files()` and the versions of its `libraries`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a node holds. Ray refuses to start what the cluster can never give."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_gb: float = 0.0
+
+
+class Node(ABC):
+    """What stages and steps share. `folder` is the output, relative to the run folder."""
+
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version changes the output (a tokeniser, a model runtime)."""
+
+    name: str
+    folder: str
+    config: Any
+    resources: Resources = Resources()
+
+    def files(self) -> Sequence[Path]:
+        """Model files read by this node; their content hashes are part of the fingerprint."""
+        return ()
+
+    @property
+    @abstractmethod
+    def dependencies(self) -> tuple[str, ...]:
+        """Names of the nodes that must be done before this one."""
+
+
+class Stage(Node):
+    """Annotates each partition of `over` with measurements; never drops a row, never rewrites text."""
+
+    over: str = "documents"
+    columns: tuple[str, ...] = ("text",)
+    """Columns of `over` that annotate() reads."""
+    requires: tuple[str, ...] = ()
+    """Row-aligned outputs of other nodes, given to annotate() as `previous`."""
+    needs: tuple[str, ...] = ()
+    """Whole output folders of steps, given to setup() as `folders`."""
+
+    @property
+    def dependencies(self) -> tuple[str, ...]:
+        return (self.over, *self.requires, *self.needs)
+
+    def setup(self, folders: Mapping[str, Path]) -> None:
+        """Load models, once per worker."""
+
+    @abstractmethod
+    def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
+        """One row out for each row in, in the same order."""
+
+
+class Step(Node):
+    """Reads whole outputs and writes one folder: clustering, training, packing, publishing."""
+
+    requires: tuple[str, ...] = ()
+    resumes: bool = False
+    """True where run() continues from what it finds in `out`; else `out` is emptied before every attempt."""
+
+    @property
+    def dependencies(self) -> tuple[str, ...]:
+        return self.requires
+
+    @abstractmethod
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        """Write everything under `out`; return the numbers that the run's record should show."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step may read: the output folders of its dependencies, and the partitions in their order."""
+
+    folders: Mapping[str, Path]
+    parts: Mapping[str, tuple[str, ...]]
+    """File names of the partitions of each partitioned dependency, in row order."""
+
+    def part(self, name: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+        return read_part(self.folders[name] / part, columns)
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of a partitioned output, in row order. Ask for the few columns that fit in memory."""
+        return pa.concat_tables([self.part(name, part, columns) for part in self.parts[name]])
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One Parquet partition. Read through ParquetFile, so that no dataset machinery guesses at the folder."""
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=list(columns) if columns is not None else None)

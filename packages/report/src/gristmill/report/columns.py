@@ -1,0 +1,221 @@
+"""The rows of a run as numpy columns: documents, annotations and selection are row-aligned, partition by partition.
+
+A column is read alone and only when asked for, so a page over a million documents never holds their texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gristmill.base.errors import DataError, GristmillError
+
+Array = np.ndarray
+
+
+class NotThere(GristmillError):
+    """A part of the run folder that does not exist (yet): what it is, and which stage makes it."""
+
+    def __init__(self, what: str, made_by: str) -> None:
+        super().__init__(f"{what} is not there; {made_by} makes it")
+        self.what, self.made_by = what, made_by
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measured column: `folder` is relative to the run (`annotations/exact`), `kind` is number, flag or label."""
+
+    folder: str
+    name: str
+    kind: str
+
+    @property
+    def stage(self) -> str:
+        return self.folder.rsplit("/", 1)[-1]
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows lie: the names of the partitions in order, and how many rows each one has."""
+
+    run: Path
+    parts: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def starts(self) -> Array:
+        """Global row of each partition's first row, and the total last: int64 [partitions + 1]."""
+        return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Every annotation that is one number, flag or label per row, stage by stage."""
+        found: list[Column] = []
+        for folder in sorted((self.run / "annotations").glob("*")):
+            schema = self._schema(f"annotations/{folder.name}")
+            found += [
+                Column(f"annotations/{folder.name}", field.name, kind)
+                for field in schema or ()
+                if (kind := _kind(field.type))
+            ]
+        return tuple(found)
+
+    def has(self, folder: str, column: str) -> bool:
+        schema = self._schema(folder)
+        return schema is not None and column in schema.names
+
+    def resolve(self, name: str) -> Column | None:
+        """The column that a policy calls `stage.column`, `stage/column` or, where only one stage has it, `column`."""
+        wanted = name.replace("/", ".").removeprefix("annotations.")
+        exact = [column for column in self.columns if column.label == wanted]
+        bare = [column for column in self.columns if column.name == wanted]
+        return exact[0] if exact else bare[0] if len(bare) == 1 else None
+
+    def numbers(self, folder: str, column: str) -> Array:
+        """float64 [rows]; NaN for null and for partitions that the stage has not reached."""
+        return self._gather(folder, column, np.nan, np.float64, lambda array: pc.cast(array, pa.float64()))
+
+    def integers(self, folder: str, column: str) -> Array:
+        """int64 [rows]; -1 for null and for partitions that the stage has not reached."""
+        return self._gather(
+            folder,
+            column,
+            -1,
+            np.int64,
+            lambda array: pc.fill_null(pc.cast(array, pa.int64()), pa.scalar(-1, pa.int64())),
+        )
+
+    def labels(self, folder: str, column: str) -> tuple[Array, list[str]]:
+        """Codes, int32 [rows] with -1 for null, and their names in order of first appearance."""
+        names: dict[str, int] = {}
+
+        def encode(array: Any) -> Any:
+            coded = pc.cast(array, pa.string()).dictionary_encode()
+            coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+            known = [names.setdefault(name, len(names)) for name in coded.dictionary.to_pylist()]
+            indices = pc.fill_null(coded.indices, pa.scalar(-1, coded.indices.type)).to_numpy(zero_copy_only=False)
+            return pa.array(np.array([*known, -1], dtype=np.int32)[indices])
+
+        codes = self._gather(folder, column, -1, np.int32, encode)
+        return codes, list(names)
+
+    def records(self, wanted: Sequence[int], columns: Mapping[str, Sequence[str]]) -> dict[int, dict[str, Any]]:
+        """Values at a few global rows: {row: {"folder/column": value}}. Streams; stops after the last wanted row."""
+        out: dict[int, dict[str, Any]] = {row: {} for row in wanted}
+        ordered = np.array(sorted(out), dtype=np.int64)
+        for index, part in enumerate(self.parts):
+            first = int(self.starts[index])
+            local = ordered[(ordered >= first) & (ordered < self.starts[index + 1])] - first
+            if not len(local):
+                continue
+            for folder, names in columns.items():
+                for position, row in _take(self.run / folder / part, local, names):
+                    out[first + position] |= {f"{folder}/{name}": value for name, value in row.items()}
+        return out
+
+    def _schema(self, folder: str) -> pa.Schema | None:
+        for part in self.parts:
+            path = self.run / folder / part
+            if path.exists():
+                return _facts(path)[0]
+        return None
+
+    def _gather(self, folder: str, column: str, missing: float, dtype: Any, convert: Callable[[Any], Any]) -> Array:
+        if not self.has(folder, column):
+            raise NotThere(f"{folder}/ with {column}", f"the {folder.rsplit('/', 1)[-1]} stage")
+        pieces: list[Array] = []
+        for part, length in zip(self.parts, self.lengths):
+            path = self.run / folder / part
+            if not path.exists():
+                pieces.append(np.full(length, missing, dtype=dtype))
+                continue
+            array = read_file(path, [column]).column(column)
+            if len(array) != length:
+                raise DataError(f"{path}: {len(array)} rows beside {length} documents; delete it to have it made again")
+            values = (
+                convert(array).to_numpy(zero_copy_only=False) if isinstance(array, pa.Array) else _numpy(convert(array))
+            )
+            pieces.append(values.astype(dtype, copy=False))
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
+
+
+def open_rows(run: Path) -> Rows:
+    """Find the partitions of `run`.
+
+    Raises:
+        NotThere: there are no documents.
+    """
+    paths = sorted((run / "documents").glob("part-*.parquet"))
+    if not paths:
+        raise NotThere("documents/", "the ingest stage")
+    return Rows(run, tuple(path.name for path in paths), tuple(_facts(path)[1] for path in paths))
+
+
+def read_file(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of one Parquet file, and nothing that its folder's name might seem to add."""
+    with open_file(path) as file:
+        return file.read(columns=list(columns))
+
+
+def open_file(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a whole Parquet file ({error}); delete it to have it made again") from None
+
+
+def _facts(path: Path) -> tuple[pa.Schema, int]:
+    with open_file(path) as file:
+        return file.schema_arrow, file.metadata.num_rows
+
+
+def _kind(kind: pa.DataType) -> str | None:
+    if pa.types.is_boolean(kind):
+        return "flag"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    return "label" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
+
+
+def _numpy(array: Any) -> Array:
+    return array.to_numpy() if isinstance(array, pa.ChunkedArray) else array.to_numpy(zero_copy_only=False)
+
+
+def _take(path: Path, local: Array, names: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
+    """The rows `local` (sorted) of one file, a row group at a time; groups without a wanted row are never decoded."""
+    if not path.exists():
+        return []
+    out: list[tuple[int, dict[str, Any]]] = []
+    with open_file(path) as file:
+        present = [name for name in names if name in file.schema_arrow.names]
+        start = 0
+        for group in range(file.num_row_groups if present else 0):
+            end = start + file.metadata.row_group(group).num_rows
+            inside = local[(local >= start) & (local < end)]
+            offset = start
+            batches = file.iter_batches(4096, [group], present) if len(inside) else iter(())
+            while len(inside) and (batch := next(batches, None)) is not None:
+                here = inside[inside < offset + len(batch)]
+                rows = batch.take(pa.array(here - offset)).to_pylist()
+                out += list(zip(here.tolist(), rows))
+                inside, offset = inside[len(here) :], offset + len(batch)
+            start = end
+    return out

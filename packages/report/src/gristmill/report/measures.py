@@ -1,0 +1,251 @@
+"""Distributions of what the stages measured: medians, score histograms, agreement with the oracle, duplicate clusters.
+
+Each function reads the columns it needs, one at a time, and returns numbers that a chart can draw as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gristmill.report.columns import Array, NotThere, Rows
+
+HEADS = ("quality", "probe", "judge")
+BINS = 40
+IDENTIFIERS = {"cluster"}  # numbers that name something; their median means nothing
+LABELS_SHOWN, LARGEST = 12, 4
+
+
+def kept_and_dropped(rows: Rows, keep: Array | None) -> dict[str, Any]:
+    """Per numeric column the 10th, 50th and 90th percentile of kept and of dropped, and the share measured.
+
+    A flag has its share of yes instead, three times.
+    """
+    if not rows.columns:
+        raise NotThere("annotations/", "the annotating stages")
+    out: list[dict[str, Any]] = []
+    for column in rows.columns:
+        if column.kind == "label" or column.name in IDENTIFIERS:
+            continue
+        values = rows.numbers(column.folder, column.name)
+        known = np.isfinite(values)
+        sides = {"kept": known & keep, "dropped": known & ~keep} if keep is not None else {"all": known}
+        out.append(
+            {
+                "stage": column.stage,
+                "column": column.name,
+                "flag": column.kind == "flag",
+                "measured": float(known.mean()) if rows.total else 0.0,
+                **{name: _quantiles(values[side], column.kind) for name, side in sides.items()},
+            }
+        )
+    return {"columns": out, "labels": _labels(rows, keep)}
+
+
+def score_histograms(
+    rows: Rows, source: tuple[Array, list[str]], calibration: Mapping[str, Any], tokens: Array | None
+) -> dict[str, Any]:
+    """Per head and source: documents and tokens in each of 40 equal bins, with tau_drop and tau_keep of the source."""
+    heads: list[dict[str, Any]] = []
+    for name in HEADS:
+        if not rows.has("annotations/scores", name):
+            continue
+        values = rows.numbers("annotations/scores", name)
+        known = np.isfinite(values)
+        if not known.any():
+            continue
+        low, high = _range(values[known])
+        bins = np.clip(((values[known] - low) / (high - low) * BINS).astype(np.int64), 0, BINS - 1)
+        weights = np.nan_to_num(tokens[known]) if tokens is not None else None
+        groups = [{"source": None, "documents": np.bincount(bins, minlength=BINS), "tokens": _weighted(bins, weights)}]
+        for code in np.argsort(-np.bincount(source[0][known], minlength=len(source[1])), kind="stable"):
+            label = source[1][code]
+            inside = source[0][known] == code
+            groups.append(
+                {
+                    "source": label,
+                    "documents": np.bincount(bins[inside], minlength=BINS),
+                    "tokens": _weighted(bins[inside], weights[inside] if weights is not None else None),
+                    **taus(calibration, label),
+                }
+            )
+        heads.append(
+            {
+                "head": name,
+                "low": low,
+                "high": high,
+                "scored": int(known.sum()),
+                "unscored": int((~known).sum()),
+                "taus": _taus_of(name, rows),
+                "groups": groups,
+            }
+        )
+    if not heads:
+        raise NotThere("annotations/scores/", "the scores stage")
+    return {"heads": heads, "calibrated": bool(calibration)}
+
+
+def taus(calibration: Mapping[str, Any], source: str) -> dict[str, float | None]:
+    """tau_drop and tau_keep of a source; those of `default` where the source has none."""
+    fallback = calibration.get("default") or {}
+    own = calibration.get(source) or fallback
+    return {key: own.get(key, fallback.get(key)) for key in ("tau_drop", "tau_keep")}
+
+
+def _taus_of(head: str, rows: Rows) -> tuple[str, ...]:
+    """tau_drop ends a document's way at the probe, tau_keep decides on what came through; one head alone takes both."""
+    if not rows.has("annotations/scores", "probe"):
+        return ("tau_drop", "tau_keep")
+    return ("tau_drop",) if head == "probe" else ("tau_keep",)
+
+
+def agreement(row: Array, oracle: Array, split: list[str], rows: Rows) -> dict[str, Any] | None:
+    """Oracle's quality against the head's, on graded documents that the heads were not fitted on."""
+    head = next((name for name in HEADS if rows.has("annotations/scores", name)), None)
+    if head is None:
+        return None
+    inside = (row >= 0) & (row < rows.total)
+    scores = np.where(inside, rows.numbers("annotations/scores", head)[np.where(inside, row, 0)], np.nan)
+    usable = np.isfinite(scores) & np.isfinite(oracle) & (np.array(split) != "fit")
+    if usable.sum() < 10:
+        return None
+    x, y = scores[usable], oracle[usable]
+    order = np.argsort(x, kind="stable")
+    groups = np.array_split(order, min(10, len(order) // 5))
+    pick = np.unique(np.linspace(0, len(x) - 1, min(len(x), 500)).round().astype(np.int64))
+    return {
+        "head": head,
+        "documents": len(x),
+        "spearman": spearman(x, y),
+        "bins": [
+            {"score": float(x[group].mean()), "oracle": float(y[group].mean()), "n": len(group)} for group in groups
+        ],
+        "points": [[float(x[index]), float(y[index])] for index in pick],
+    }
+
+
+def spearman(x: Array, y: Array) -> float | None:
+    """Rank correlation with ties given their mean rank; None where one side does not vary."""
+    rank_x, rank_y = _ranks(x), _ranks(y)
+    if np.ptp(rank_x) == 0 or np.ptp(rank_y) == 0:
+        return None
+    return float(np.corrcoef(rank_x, rank_y)[0, 1])
+
+
+def clusters(rows: Rows) -> dict[str, Any]:
+    """Per dedup stage: clusters and documents by size (powers of two), redundant documents, the largest clusters."""
+    stages: list[dict[str, Any]] = []
+    for stage in ("exact", "near"):
+        folder = f"annotations/{stage}"
+        if not rows.has(folder, "size"):
+            continue
+        size = rows.numbers(folder, "size")
+        known = np.isfinite(size) & (size >= 1)
+        size = np.where(known, size, 1.0)
+        bucket = np.ceil(np.log2(size)).astype(np.int64)  # 1, 2, 3-4, 5-8, 9-16, ...
+        count = int(bucket.max(initial=0)) + 1
+        stages.append(
+            {
+                "stage": stage,
+                "examined": int(known.sum()),
+                "redundant": float(np.sum((1.0 - 1.0 / size)[known])),
+                "buckets": [
+                    {
+                        "from": 2 ** (index - 1) + 1 if index > 0 else 1,
+                        "to": 2**index,
+                        "documents": int((known & (bucket == index)).sum()),
+                        "clusters": float(np.sum((1.0 / size)[known & (bucket == index)])),
+                    }
+                    for index in range(count)
+                ],
+                "largest": _largest(rows, folder, size),
+            }
+        )
+    if not stages:
+        raise NotThere("annotations/exact/ and annotations/near/", "the deduplication stages")
+    return {"stages": stages}
+
+
+def histogram(values: Array) -> list[dict[str, Any]]:
+    """Counts per distinct value where there are few, else in ten equal bins: [{"from", "to", "count"}]."""
+    values = values[np.isfinite(values)] + 0.0  # no -0
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= 12:
+        return [
+            {"from": float(value), "to": float(value), "count": int(count)} for value, count in zip(distinct, counts)
+        ]
+    counts, edges = np.histogram(values, bins=10)
+    return [
+        {"from": float(low), "to": float(high), "count": int(count)}
+        for low, high, count in zip(edges, edges[1:], counts)
+    ]
+
+
+def _labels(rows: Rows, keep: Array | None) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for column in rows.columns:
+        if column.kind != "label":
+            continue
+        codes, names = rows.labels(column.folder, column.name)
+        total = np.bincount(codes[codes >= 0], minlength=len(names))
+        kept = np.bincount(codes[(codes >= 0) & keep], minlength=len(names)) if keep is not None else None
+        top = np.argsort(-total, kind="stable")[:LABELS_SHOWN]
+        out.append(
+            {
+                "column": column.label,
+                "distinct": len(names),
+                "values": [
+                    {
+                        "name": names[code],
+                        "documents": int(total[code]),
+                        "kept": int(kept[code]) if kept is not None else None,
+                    }
+                    for code in top
+                ],
+            }
+        )
+    return out
+
+
+def _largest(rows: Rows, folder: str, size: Array) -> list[dict[str, Any]]:
+    if not rows.has(folder, "cluster"):
+        return []
+    cluster = rows.integers(folder, "cluster")
+    candidates = np.flatnonzero((size > 1) & (cluster >= 0))
+    order = candidates[np.lexsort((candidates, -size[candidates]))]
+    first = list(dict.fromkeys(cluster[order].tolist()))[:LARGEST] if len(order) else []
+    return [
+        {
+            "cluster": int(name),
+            "size": int(size[members[0]]),
+            "members": [int(row) for row in members[:2]],
+        }
+        for name in first
+        if len(members := np.flatnonzero(cluster == name))
+    ]
+
+
+def _quantiles(values: Array, kind: str) -> list[float] | None:
+    if kind == "flag":  # of yes and no the share of yes tells more than a median
+        return [float(values.mean())] * 3 if len(values) else None
+    return [float(value) for value in np.quantile(values, [0.1, 0.5, 0.9])] if len(values) else None
+
+
+def _range(values: Array) -> tuple[float, float]:
+    """[0, 1] where the scores lie in it, else their own range."""
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _weighted(bins: Array, weights: Array | None) -> Array | None:
+    return None if weights is None else np.bincount(bins, weights=weights, minlength=BINS).round().astype(np.int64)
+
+
+def _ranks(values: Array) -> Array:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2.0)[inverse]

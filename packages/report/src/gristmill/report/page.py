@@ -1,0 +1,87 @@
+"""One self-contained HTML file: the data as JSON, our script and our style inlined, and nothing that could be fetched.
+
+A content security policy names the two inlined pieces by hash; document text reaches the page as data only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+from gristmill.base.files import write_text
+from gristmill.report.run_folder import ReportData, collect
+
+STATIC = Path(__file__).parent / "static"
+SCRIPTS = (
+    "dom.js",
+    "charts.js",
+    "data_panels.js",
+    "model_panels.js",
+    "reading.js",
+    "app.js",
+)  # later ones use earlier ones
+REFRESH_SECONDS = 5
+
+
+def build(run: Path, out: Path | None = None, seed: int = 0) -> Path:
+    """Write the page of `run` to `out`, by default RUN/report/index.html, and return where it is.
+
+    Raises:
+        UsageError: `run` is no folder.
+    """
+    target = out or run / "report" / "index.html"
+    write_text(target, render(collect(run, seed)))
+    return target
+
+
+def render(data: ReportData, live: bool = False) -> str:
+    """The page as text. A live page may also fetch from the server that it came from, and from nowhere else."""
+    pieces = {
+        "policy": policy(live),
+        "title": html.escape(f"{data.overview['name']} · Gristmill report"),
+        "style": style(),
+        "script": script(),
+        "live": str(REFRESH_SECONDS if live else 0),
+        "data": inline_json(data.to_json()),
+    }
+    # One pass, so that nothing inside the data is taken for a place to fill.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: pieces[match[1]], _asset("index.html"))
+
+
+def policy(live: bool = False) -> str:
+    """The content security policy: the inlined style and script by their hashes, everything else refused."""
+    connect = " connect-src 'self';" if live else ""
+    return (
+        f"default-src 'none'; script-src '{_hash(script())}'; style-src '{_hash(style())}';{connect} "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def inline_json(text: str) -> str:
+    """JSON that can neither end nor open an element or a comment: ASCII, with <, > and & spelt as escapes."""
+    if not text.isascii():
+        text = json.dumps(json.loads(text))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+@cache
+def script() -> str:
+    return "\n" + "\n".join(_asset(name) for name in SCRIPTS)
+
+
+@cache
+def style() -> str:
+    return "\n" + _asset("app.css")
+
+
+def _asset(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

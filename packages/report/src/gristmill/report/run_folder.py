@@ -1,0 +1,413 @@
+"""A run folder as one JSON-able value. Every part may be absent: its panel then says what is missing and who makes it.
+
+Nothing here assumes a finished run, so the same function serves a page about a run that is still going on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from gristmill.base.errors import GristmillError, UsageError
+from gristmill.base.files import read_json
+from gristmill.report import measures, samples, training
+from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file
+
+T = TypeVar("T")
+Panel = dict[str, Any]
+Labels = tuple[Array, list[str]]
+EXAMPLES_PER_REASON, QUARANTINE_LINES, SNIPPET = 5, 20_000, 400
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """One dict per panel; {"missing", "made_by"} where the run has no such part, {"error"} where it cannot be read."""
+
+    overview: Panel
+    stages: Panel
+    funnel: Panel
+    measures: Panel
+    scores: Panel
+    oracle: Panel
+    heads: Panel
+    duplicates: Panel
+    samples: Panel
+    quarantine: Panel
+    training: Panel
+    comparison: Panel
+    artifacts: Panel
+
+    def to_json(self) -> str:
+        """ASCII JSON, numbers to six digits, non-finite ones as null."""
+        return json.dumps(_plain(dataclasses.asdict(self)), allow_nan=False, separators=(",", ":"))
+
+
+def collect(run: Path, seed: int = 0) -> ReportData:
+    """Read what the page shows of `run`; documents are chosen for reading by `seed`.
+
+    Raises:
+        UsageError: `run` is no folder.
+    """
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such run folder; give the folder that a pipeline wrote (it holds run.json)")
+    stages, funnel = _panel(lambda: _stages(run)), _panel(lambda: _funnel(run))
+    quarantine, comparison = _panel(lambda: _quarantine(run)), _panel(lambda: _comparison(run))
+    by_row = _row_panels(run, seed)
+    return ReportData(
+        overview=_overview(run, stages, funnel, quarantine, comparison, by_row),
+        stages=stages,
+        funnel=funnel,
+        measures=by_row["measures"],
+        scores=by_row["scores"],
+        oracle=by_row["oracle"],
+        heads=_panel(lambda: _heads(run)),
+        duplicates=by_row["duplicates"],
+        samples=by_row["samples"],
+        quarantine=quarantine,
+        training=_panel(lambda: _training(run)),
+        comparison=comparison,
+        artifacts=_panel(lambda: _artifacts(run)),
+    )
+
+
+def _attempt(make: Callable[[], T]) -> tuple[T | None, Panel]:
+    """What `make` gives, or None and the panel that says why there is nothing."""
+    try:
+        return make(), {}
+    except NotThere as absent:
+        return None, {"missing": absent.what, "made_by": absent.made_by}
+    except GristmillError as error:
+        return None, {"error": str(error)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
+        # Files of other programs and other versions: one that cannot be read costs its own panel, not the page.
+        return None, {"error": f"{type(error).__name__}: {error}"}
+
+
+def _panel(make: Callable[[], Panel]) -> Panel:
+    made, failure = _attempt(make)
+    return failure if made is None else made
+
+
+def _json(path: Path, run: Path, made_by: str) -> Any:
+    if not path.exists():
+        raise NotThere(path.relative_to(run).as_posix(), made_by)
+    return read_json(path)
+
+
+def _stages(run: Path) -> Panel:
+    card = _json(run / "run.json", run, "the pipeline's runner")
+    return {"nodes": card.get("nodes") or []}
+
+
+def _funnel(run: Path) -> Panel:
+    """Left and dropped, per rule and source: documents, tokens; in the order in which the policy asks."""
+    written = _json(run / "selection" / "funnel.json", run, "the select stage")
+    names = ["(all)", *(name for name in written["rules"] if name != "(all)")]
+    sources = list(dict.fromkeys(row["source"] for row in written["rows"]))
+    left = {(row["rule"], row["source"]): row for row in written["rows"]}
+    nothing = {"documents": 0, "tokens": 0}
+    before = {source: left.get(("(all)", source), nothing) for source in sources}
+    rules: list[Panel] = []
+    for name in names:
+        after = {
+            source: left.get((name, source), nothing) for source in sources
+        }  # no row: nothing of the source is left
+        rules.append(
+            {
+                "rule": name,
+                **{unit: sum(row[unit] for row in after.values()) for unit in ("documents", "tokens")},
+                **{
+                    f"dropped_{unit}": sum(before[source][unit] - after[source][unit] for source in sources)
+                    for unit in ("documents", "tokens")
+                },
+                "by_source": {
+                    source: {unit: after[source][unit] for unit in ("documents", "tokens")} for source in sources
+                },
+            }
+        )
+        before = after
+    policy = run / "selection" / "policy.json"
+    return {"sources": sources, "rules": rules, "policy": read_json(policy) if policy.exists() else None}
+
+
+def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
+    rows, failure = _attempt(lambda: open_rows(run))
+    source, failure = _attempt(lambda: rows.labels("documents", "source")) if rows else (None, failure)
+    if rows is None or source is None:
+        names = ("rows", "measures", "scores", "duplicates", "samples")
+        return dict.fromkeys(names, failure) | {"oracle": _panel(lambda: _oracle(run, None))}
+    selected, unselected = _attempt(lambda: _selection(rows))
+    keep, reason = selected or (None, (np.full(rows.total, -1, dtype=np.int32), []))
+    tokens, _ = _attempt(lambda: rows.numbers("annotations/tokens", "count"))
+    calibration = _calibration(run)
+    duplicates = _panel(lambda: measures.clusters(rows))
+    chosen = (
+        _panel(lambda: _samples(run, rows, keep, reason, source, calibration, duplicates, seed))
+        if keep is not None
+        else unselected
+    )
+    return {
+        "rows": {"documents": rows.total} | _kept(keep, tokens),
+        "measures": _panel(lambda: measures.kept_and_dropped(rows, keep)),
+        "scores": _panel(lambda: measures.score_histograms(rows, source, calibration, tokens)),
+        "oracle": _panel(lambda: _oracle(run, rows)),
+        "duplicates": duplicates,
+        "samples": chosen,
+    }
+
+
+def _selection(rows: Rows) -> tuple[Array, Labels]:
+    if not rows.has("selection", "keep"):
+        raise NotThere("selection/", "the select stage")
+    return rows.numbers("selection", "keep") > 0, rows.labels("selection", "reason")
+
+
+def _kept(keep: Array | None, tokens: Array | None) -> Panel:
+    out: Panel = {}
+    if keep is not None:
+        out["documents_kept"] = int(keep.sum())
+    if tokens is not None:
+        out["tokens"] = int(np.nansum(tokens))
+        if keep is not None:
+            out["tokens_kept"] = int(np.nansum(tokens[keep]))
+    return out
+
+
+def _samples(
+    run: Path,
+    rows: Rows,
+    keep: Array,
+    reason: Labels,
+    source: Labels,
+    calibration: Mapping[str, Any],
+    duplicates: Panel,
+    seed: int,
+) -> Panel:
+    policy_path = run / "selection" / "policy.json"
+    policy = read_json(policy_path) if policy_path.exists() else {}
+    bounds = samples.thresholds(policy, calibration, rows)
+    views = samples.choose(rows, keep, reason, source, bounds, seed)
+    members = [row for stage in duplicates.get("stages", []) for group in stage["largest"] for row in group["members"]]
+    wanted = {row for view in views for row in (*view["kept"], *view["dropped"])} | set(members)
+    return {"seed": seed, "views": views, "documents": samples.read(rows, sorted(wanted), keep, reason)}
+
+
+def _calibration(run: Path) -> dict[str, Any]:
+    """{source: {"tau_drop", "tau_keep", ...}}; empty where there is none that can be read (the heads panel says so)."""
+    found = _panel(lambda: _json(run / "heads" / "calibration.json", run, "scorer"))
+    groups = found.get("groups")
+    return (
+        {name: group for name, group in groups.items() if isinstance(group, dict)} if isinstance(groups, dict) else {}
+    )
+
+
+def _oracle(run: Path, rows: Rows | None) -> Panel:
+    paths = sorted((run / "labels" / "grades").glob("part-*.parquet"))
+    if not paths:
+        raise NotThere("labels/grades/", "the grade stage (the oracle)")
+    schema = open_file(paths[0]).schema_arrow
+    dimensions = [field.name for field in schema if pa.types.is_floating(field.type)]
+    columns = [*dimensions, *(name for name in ("status", "engine") if name in schema.names)]
+    grades = pa.concat_tables(read_file(path, columns) for path in paths)
+    values = {name: grades.column(name).to_numpy().astype(np.float64) for name in dimensions}
+    sample_paths = sorted((run / "labels" / "sample").glob("part-*.parquet"))
+    agreed, splits = None, {}
+    if sample_paths:
+        table = pa.concat_tables(read_file(path, ["row", "split"]) for path in sample_paths)
+        split = table.column("split").to_pylist()
+        splits = {name: split.count(name) for name in dict.fromkeys(split)}
+        if rows is not None and "quality" in values and len(split) == grades.num_rows:
+            agreed = measures.agreement(table.column("row").to_numpy(), values["quality"], split, rows)
+    return {
+        "graded": grades.num_rows,
+        "splits": splits,
+        **{name: _counts(grades.column(name).to_pylist()) for name in columns if name not in dimensions},
+        "dimensions": [
+            {
+                "name": name,
+                "graded": int(np.isfinite(column).sum()),
+                "mean": float(np.nanmean(column)) if np.isfinite(column).any() else None,
+                "bars": measures.histogram(column),
+            }
+            for name, column in values.items()
+        ],
+        "agreement": agreed,
+    }
+
+
+def _heads(run: Path) -> Panel:
+    metrics = _json(run / "heads" / "metrics.json", run, "scorer train-heads")
+    calibration = _panel(lambda: _json(run / "heads" / "calibration.json", run, "scorer calibrate"))
+    return {"metrics": metrics, "calibration": calibration}
+
+
+def _quarantine(run: Path) -> Panel:
+    folder, card = run / "quarantine", run / "run.json"
+    told = (read_json(card).get("quarantine") or {}) if card.exists() else {}
+    if not folder.is_dir() and not told:
+        raise NotThere("quarantine/", "the ingest stage")
+    counts: dict[str, int] = {}
+    examples: dict[str, list[Panel]] = {}
+    for path in sorted(folder.glob("**/*.jsonl")):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file):
+                if number >= QUARANTINE_LINES or not line.endswith("\n"):
+                    break
+                entry = json.loads(line)
+                reason = str(entry.get("reason"))
+                counts[reason] = counts.get(reason, 0) + 1
+                if len(examples.setdefault(reason, [])) < EXAMPLES_PER_REASON:
+                    sample = entry.get("sample")
+                    examples[reason].append(
+                        {
+                            "file": entry.get("file"),
+                            "row": entry.get("row"),
+                            "sample": None if sample is None else str(sample)[:SNIPPET],
+                        }
+                    )
+    by_reason = told.get("by_reason") or counts
+    return {
+        "total": told.get("total", sum(by_reason.values())),
+        "documents": told.get("documents"),
+        "reasons": [
+            {"reason": reason, "count": count, "examples": examples.get(reason, [])}
+            for reason, count in sorted(by_reason.items(), key=lambda item: -item[1])
+        ],
+    }
+
+
+def _training(run: Path) -> Panel:
+    folders = [path.parent for path in sorted((run / "training").glob("*/events.jsonl"))]
+    if not folders:
+        raise NotThere("training/<name>/events.jsonl", "trainer run")
+    return {"runs": [training.summarise(folder) for folder in folders]}
+
+
+def _comparison(run: Path) -> Panel:
+    written = _json(run / "training" / "comparison.json", run, "trainer compare")
+    names = {side: _run_name(written.get(side), side) for side in ("a", "b")}
+    sets: list[Panel] = []
+    for row in written["sets"]:
+        a, b = row["a_bits_per_byte"], row["b_bits_per_byte"]
+        low, high = row["ci95"]
+        apart = (low > 0) == (high > 0) and low != 0 and high != 0
+        winner = (names["a"] if a < b else names["b"]) if apart else None  # fewer bits per byte is better
+        sets.append({**row, "ci95": [low, high], "winner": winner})
+    first = sets[0] if sets else None
+    forward = first is None or abs(first["difference"] - (first["a_bits_per_byte"] - first["b_bits_per_byte"])) <= abs(
+        first["difference"] - (first["b_bits_per_byte"] - first["a_bits_per_byte"])
+    )
+    budget, note = written.get("budget_tokens"), written.get("note")
+    return {**names, "difference": "a - b" if forward else "b - a", "budget_tokens": budget, "note": note, "sets": sets}
+
+
+def _artifacts(run: Path) -> Panel:
+    manifests = sorted((run / "shards").glob("*/manifest.json"))
+    if not manifests:
+        raise NotThere("shards/<name>/manifest.json", "the pack stage")
+    return {"artifacts": [_artifact(path) for path in manifests]}
+
+
+def _artifact(path: Path) -> Panel:
+    manifest = read_json(path)
+    sources = [
+        _source(name, read_json(path.parent / "sources" / name / "manifest.json"))
+        for name in manifest.get("sources") or {}
+        if "/" not in name and (path.parent / "sources" / name / "manifest.json").is_file()
+    ]
+    return {
+        "name": path.parent.name,
+        "format": manifest.get("format"),
+        "content_id": manifest.get("content_id"),
+        "mixtures": [
+            item.get("name", str(item)) if isinstance(item, dict) else str(item)
+            for item in manifest.get("mixtures") or []
+        ],
+        "sources": sources,
+    }
+
+
+def _source(name: str, manifest: Mapping[str, Any]) -> Panel:
+    shards = manifest.get("shards") or []
+    if isinstance(shards, dict):  # {"train": [...], "valid": [...]}
+        shards = [shard for split in shards.values() for shard in split]
+    totals = manifest.get("totals") or {}
+    tokenizer = manifest.get("tokenizer") or {}
+
+    def total(*keys: str) -> float | None:
+        for place in (manifest, totals):
+            for key in keys:
+                if isinstance(place.get(key), (int, float)):
+                    return place[key]
+        counted = [shard[key] for shard in shards for key in keys if isinstance(shard, dict) and key in shard]
+        return sum(counted) if counted else None
+
+    return {
+        "name": name,
+        "documents": total("documents", "docs", "n_doc"),
+        "tokens": total("tokens", "n_tok", "token_count"),
+        "shards": len(shards),
+        "dtype": manifest.get("dtype"),
+        "tokenizer": tokenizer.get("name") if isinstance(tokenizer, dict) else tokenizer,
+        "licence": manifest.get("licence") or manifest.get("license"),
+    }
+
+
+def _overview(
+    run: Path, stages: Panel, funnel: Panel, quarantine: Panel, comparison: Panel, by_row: dict[str, Panel]
+) -> Panel:
+    card = _panel(lambda: _json(run / "run.json", run, "the pipeline's runner"))
+    rows, rules = by_row.get("rows", {}), funnel.get("rules") or []
+    first, last = (rules[0], rules[-1]) if rules else ({}, {})
+    facts = ("status", "started_at", "finished_at", "command", "versions", "machine")
+    seconds = [node.get("seconds") or 0 for node in stages.get("nodes", []) if isinstance(node, dict)]
+    return {
+        "name": card.get("name") or run.resolve().name,
+        **{key: card.get(key) for key in facts},
+        "stage_seconds": sum(seconds),
+        "documents": first.get("documents", rows.get("documents")),
+        "documents_kept": last.get("documents", rows.get("documents_kept")),
+        "tokens": first.get("tokens", rows.get("tokens")),
+        "tokens_kept": last.get("tokens", rows.get("tokens_kept")),
+        "quarantined": quarantine.get("total"),
+        "verdict": _verdict(comparison),
+    }
+
+
+def _verdict(comparison: Panel) -> Panel | None:
+    sets = comparison.get("sets")
+    if not sets:
+        return None
+    won = {side: sum(row["winner"] == comparison[side] for row in sets) for side in ("a", "b")}
+    return {"a": comparison["a"], "b": comparison["b"], "a_won": won["a"], "b_won": won["b"], "sets": len(sets)}
+
+
+def _run_name(value: Any, side: str) -> str:
+    name = value.get("name") if isinstance(value, dict) else value
+    return Path(str(name)).name if name else side
+
+
+def _counts(values: list[Any]) -> dict[str, int]:
+    return {str(name): values.count(name) for name in dict.fromkeys(values)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

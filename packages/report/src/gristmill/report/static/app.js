@@ -1,0 +1,148 @@
+// The page: header, contents, numbered sections; drawn again when a choice or, on a live page, the run changes.
+
+const SECTIONS = [
+  ["stages", "How the run went", panelStages],
+  ["funnel", "What the policy kept", panelFunnel],
+  ["comparison", "Did filtering help?", panelComparison],
+  ["scores", "Scores and thresholds", panelScores],
+  ["samples", "Read the documents", panelSamples],
+  ["measures", "Measured values", panelMeasures],
+  ["oracle", "The oracle's grades", panelOracle],
+  ["heads", "The heads", panelHeads],
+  ["duplicates", "Duplicates", panelDuplicates],
+  ["quarantine", "Quarantine", panelQuarantine],
+  ["training", "Training", panelTraining],
+  ["artifacts", "Published shards", panelArtifacts],
+];
+
+let report = JSON.parse(document.getElementById("data").textContent);
+let choices = {};
+let figures = 0;
+
+function figure(caption, ...content) {
+  figures += 1;
+  return h("figure", {}, content, h("figcaption", {}, h("b", {}, `Figure ${figures}. `), caption));
+}
+
+function absent(panel) {
+  if (panel.error) return h("p", { class: "absent failed" }, "This part of the run could not be read: ", h("code", {}, panel.error));
+  return h("p", { class: "absent" }, "Nothing here yet: ", h("code", {}, panel.missing), " is not in the run folder; it is made by ", h("b", {}, panel.made_by), ".");
+}
+
+const here = (panel) => !panel.missing && !panel.error;
+
+function draw() {
+  figures = 0;
+  const main = document.getElementById("main");
+  document.getElementById("contents").replaceChildren(...contents().filter(Boolean));
+  main.replaceChildren(hatching(), header(), ...SECTIONS.map(([key, title, make], index) => section(key, title, make, index + 1)), colophon());
+}
+
+function hatching() {
+  return s("svg", { class: "defs", width: 0, height: 0, "aria-hidden": "true" }, s("defs", {},
+    s("pattern", { id: "hatch", width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+      s("rect", { class: "hatch-ground", width: 5, height: 5 }), s("rect", { class: "fill-dropped", width: 1.7, height: 5 }))));
+}
+
+function section(key, title, make, number) {
+  return h("section", { id: key, "aria-labelledby": `${key}-title` },
+    h("h2", { id: `${key}-title` }, h("span", { class: "section-number" }, String(number)), title),
+    here(report[key]) ? drawn(make, report[key]) : absent(report[key]));
+}
+
+// Files of another version may hold what a panel does not expect; that costs the panel, not the page.
+function drawn(make, panel) {
+  try {
+    return make(panel, choices, change, report);
+  } catch (error) {
+    return absent({ error: `this page cannot draw it (${error.message})` });
+  }
+}
+
+// `focus` names the control to give the focus back to after the section was drawn again.
+function change(chosen) {
+  const active = document.activeElement;
+  const where = active?.closest("section")?.id;
+  const index = where ? controls(where).indexOf(active) : -1;
+  choices = { ...choices, ...chosen };
+  draw();
+  if (index >= 0) controls(where)[index]?.focus({ preventScroll: true });
+}
+
+const controls = (id) => [...document.getElementById(id).querySelectorAll("button, select, input")];
+
+function contents() {
+  return [
+    h("p", { class: "brand" }, "Gristmill"),
+    h("ol", {}, SECTIONS.map(([key, title]) => h("li", { class: here(report[key]) ? null : "absent-item" }, h("a", { href: `#${key}` }, title)))),
+    Number(document.body.dataset.live) > 0 && h("p", { class: "live", id: "live" }, "following the run"),
+  ];
+}
+
+function header() {
+  const it = report.overview;
+  const when = [it.started_at && `started ${time(it.started_at)}`, it.finished_at && `finished ${time(it.finished_at)}`].filter(Boolean).join(", ");
+  return h("header", { class: "top" },
+    h("h1", {}, it.name),
+    h("p", { class: "status" }, it.status && h("span", { class: `state ${it.status}` }, it.status), h("span", {}, when), known(it.stage_seconds) && it.stage_seconds > 0 && h("span", {}, `${duration(it.stage_seconds)} of stage time`)),
+    h("dl", { class: "findings" },
+      finding("Documents", it.documents, it.documents_kept),
+      finding("Tokens", it.tokens, it.tokens_kept),
+      h("div", {}, h("dt", {}, "Quarantined"), h("dd", {}, h("span", { class: "big" }, count(it.quarantined)), h("span", { class: "small" }, known(it.quarantined) ? `inputs that could not be read` : "not known yet"))),
+      h("div", {}, h("dt", {}, "Comparison"), h("dd", {}, verdict(it.verdict)))));
+}
+
+function finding(name, into, kept) {
+  const small = known(kept) ? `kept of ${count(into)} (${percent(kept, into)})` : known(into) ? "in; nothing selected yet" : "not known yet";
+  return h("div", {}, h("dt", {}, name), h("dd", {}, h("span", { class: "big" }, count(known(kept) ? kept : into)), h("span", { class: "small" }, small),
+    known(kept) && into > 0 && s("svg", { class: "keep-bar", viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" }, s("rect", { class: "bar-ground", width: 100, height: 4 }), s("rect", { class: "fill-kept", width: (100 * kept) / into, height: 4 }))));
+}
+
+function verdict(it) {
+  if (!it) return [h("span", { class: "big" }, "–"), h("span", { class: "small" }, "no two trainings compared yet")];
+  const { a, b, a_won: wonA, b_won: wonB, sets } = it;
+  if (!wonA && !wonB) return [h("span", { class: "big word" }, "no difference"), h("span", { class: "small" }, `${a} and ${b} on ${sets} sets`)];
+  const [winner, loser, won, lost] = wonA >= wonB ? [a, b, wonA, wonB] : [b, a, wonB, wonA];
+  if (won === lost) return [h("span", { class: "big word" }, "mixed"), h("span", { class: "small" }, `${a} and ${b} are each better on ${won} of ${sets} sets`)];
+  return [h("span", { class: "big word" }, winner), h("span", { class: "small" }, `better than ${loser} on ${won} of ${sets} sets${lost ? `, worse on ${lost}` : ""}`)];
+}
+
+function colophon() {
+  const it = report.overview;
+  const facts = [...Object.entries(it.machine || {}), ...Object.entries(it.versions || {})];
+  return h("footer", {},
+    it.command && h("p", {}, "Made by ", h("code", {}, Array.isArray(it.command) ? it.command.join(" ") : String(it.command))),
+    facts.length > 0 && h("p", {}, facts.map(([name, value]) => `${words(name)} ${scalar(value) ? value : JSON.stringify(value)}`).join(" · ")),
+    h("p", {}, "This file holds all that it shows; nothing is fetched."));
+}
+
+function time(text) {
+  const date = new Date(text);
+  return Number.isNaN(date.getTime()) ? String(text) : date.toISOString().slice(0, 16).replace("T", " ") + " UTC";
+}
+
+async function follow(seconds) {
+  let tag = "";
+  for (;;) {
+    await new Promise((wake) => setTimeout(wake, seconds * 1000));
+    const sign = document.getElementById("live");
+    try {
+      const answer = await fetch("/api/data", { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
+      if (answer.status === 200) {
+        const changed = tag !== "";
+        tag = answer.headers.get("ETag") || "";
+        const text = await answer.text();
+        if (changed || text !== JSON.stringify(report)) {
+          report = JSON.parse(text);
+          change({});
+        }
+      }
+      document.getElementById("live").textContent = `followed until ${new Date().toTimeString().slice(0, 8)}`;
+    } catch (error) {
+      if (sign) sign.textContent = "the server is gone; this is its last word";
+    }
+  }
+}
+
+draw();
+if (Number(document.body.dataset.live) > 0) follow(Number(document.body.dataset.live));

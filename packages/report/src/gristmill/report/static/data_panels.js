@@ -1,0 +1,202 @@
+// Panels about the documents: how the run went, what each rule dropped, what was measured, duplicates, quarantine.
+
+const sourceColor = (sources, name) => Math.max(sources.indexOf(name), 0) % 8;
+
+function panelStages(data) {
+  const nodes = data.nodes;
+  if (!nodes.length) return h("p", { class: "quiet" }, "run.json lists no stages yet.");
+  const ordered = lanes(nodes);
+  const slowest = Math.max(...nodes.map((node) => node.seconds || 0), 1e-9);
+  const wide = Math.max(...ordered.map((row) => row.width));
+  return figure("Every stage in the order in which it can run; lines lead from a stage to those that need it.",
+    table("Stages of the run", [
+      { head: "", class: "graph", cell: (row) => laneCell(row, wide) },
+      { head: "stage", class: "name", cell: (row) => h("span", { title: `${row.node.kind || "stage"}; needs ${(row.node.requires || []).join(", ") || "nothing"}` }, row.node.name) },
+      { head: "state", cell: (row) => [h("span", { class: `state ${row.node.status}` }, row.node.status), row.node.error && h("p", { class: "error-text" }, row.node.error)] },
+      { head: "partitions", number: true, cell: (row) => partitions(row.node) },
+      { head: "seconds", cell: (row) => timeBar(row.node.seconds, slowest) },
+      { head: "counted", class: "counts", cell: (row) => Object.entries(row.node.counts || {}).map(([name, value]) => h("span", {}, `${decimal(value)} ${words(name)}`)) },
+    ], ordered, { class: "stages" }));
+}
+
+function partitions(node) {
+  if (!node.partitions) return "–";
+  const cached = node.partitions_cached ? `, ${node.partitions_cached} cached` : "";
+  return `${node.partitions_done ?? 0} of ${node.partitions}${cached}`;
+}
+
+function timeBar(seconds, slowest) {
+  const width = known(seconds) ? Math.max((seconds / slowest) * 110, seconds > 0 ? 1 : 0) : 0;
+  return h("span", { class: "time" }, s("svg", { width: 112, height: 10, "aria-hidden": "true" }, s("rect", { class: "fill-time", width, height: 10, rx: 1 })), h("span", {}, duration(seconds)));
+}
+
+// As `git log --graph` does it: each line from a stage to one that needs it keeps a lane of its own until it arrives.
+function lanes(nodes) {
+  const byName = new Map(nodes.map((node) => [node.name, node]));
+  const needs = new Map(nodes.map((node) => [node.name, (node.requires || []).filter((name) => byName.has(name) && name !== node.name)]));
+  const ordered = [], placed = new Set();
+  while (ordered.length < nodes.length) {
+    const next = nodes.find((node) => !placed.has(node.name) && needs.get(node.name).every((name) => placed.has(name)))
+      || nodes.find((node) => !placed.has(node.name)); // a circle cannot run, but must not hang the page
+    if (!next) break;
+    placed.add(next.name);
+    ordered.push(next);
+  }
+  const above = new Map();
+  for (const node of ordered) above.set(node.name, new Set(needs.get(node.name).flatMap((name) => [name, ...(above.get(name) || [])])));
+  const direct = (node) => needs.get(node.name).filter((name) => !needs.get(node.name).some((other) => other !== name && above.get(other)?.has(name)));
+  let held = []; // lane -> {child} of the edge that runs in it
+  const free = () => { const lane = held.findIndex((edge) => !edge); return lane < 0 ? held.length : lane; };
+  return ordered.map((node) => {
+    const arriving = held.flatMap((edge, lane) => (edge && edge === node.name ? [lane] : []));
+    const passing = held.flatMap((edge, lane) => (edge && edge !== node.name ? [lane] : []));
+    for (const lane of arriving) held[lane] = null;
+    const own = arriving.length ? arriving[0] : free();
+    const leaving = [];
+    for (const child of ordered.filter((other) => direct(other).includes(node.name))) {
+      const lane = leaving.length === 0 ? own : free();
+      held[lane] = child.name;
+      leaving.push(lane);
+    }
+    return { node, own, arriving, passing, leaving, width: Math.max(own, held.length - 1, ...passing, 0) + 1 };
+  });
+}
+
+// Drawn from the middle of the row up and down past its edges, so that rows of any height join.
+function laneCell(row, wide) {
+  const reach = 17, far = 2000, width = wide * 13 + 6, x = (lane) => 9 + lane * 13;
+  const half = (lane, way) => `M${x(row.own)} 0C${x(row.own)} ${way * 8} ${x(lane)} ${way * 8} ${x(lane)} ${way * reach}V${way * far}`;
+  return h("div", {},
+    s("svg", { width, height: 1, "aria-hidden": "true" }),
+    s("svg", { class: "lanes", width, "aria-hidden": "true" }, s("svg", { y: "50%", overflow: "visible" },
+      row.passing.map((lane) => s("path", { class: "lane", d: `M${x(lane)} ${-far}V${far}` })),
+      row.arriving.map((lane) => s("path", { class: "lane", d: half(lane, -1) })),
+      row.leaving.map((lane) => s("path", { class: "lane", d: half(lane, 1) })),
+      s("circle", { class: `node ${row.node.status}`, cx: x(row.own), cy: 0, r: 5 }))));
+}
+
+function panelFunnel(data, state, change) {
+  const unit = state.unit || "documents", dropped = `dropped_${unit}`;
+  const first = data.rules[0], last = data.rules.at(-1);
+  const sources = [...data.sources].sort((a, b) => first.by_source[b][unit] - first.by_source[a][unit]);
+  const policy = new Map((data.policy?.rules || []).map((rule) => [rule.name, rule]));
+  const most = data.rules.slice(1).reduce((a, b) => (b[dropped] > (a?.[dropped] ?? 0) ? b : a), null);
+  return [
+    h("p", { class: "lead" }, `Of ${count(first[unit])} ${unit} the policy ${data.policy?.name ? `“${data.policy.name}” ` : ""}keeps ${count(last[unit])} (${percent(last[unit], first[unit])}). `,
+      most && `The rule that drops most is ${words(most.rule)}: ${count(most[dropped])} ${unit}, ${percent(most[dropped], first[unit])} of the input.`),
+    choice("Count", [["documents", "documents"], ["tokens", "tokens"]], unit, (value) => change({ unit: value })),
+    figure(`What is left after each rule, in the order in which the policy asks. Full width is the input, ${count(first[unit])} ${unit}; the hatched part was dropped by that rule.`,
+      legend([...sources.map((name) => [sourceColor(data.sources, name), name]), ["hatch", "dropped by the rule"]]),
+      table("Funnel by rule", [
+        { head: "rule", class: "name", cell: (row) => row.rule === "(all)" ? "all documents" : [words(row.rule), ruleNote(policy.get(row.rule))] },
+        { head: "share of the input", class: "bar", cell: (row) => funnelBar(row, first[unit], data.sources, sources, unit) },
+        { head: `${unit} left`, number: true, cell: (row) => count(row[unit]) },
+        { head: "dropped here", number: true, cell: (row) => (row === first ? "" : row[dropped] ? "−" + count(row[dropped]) : "0") },
+        { head: "of previous", number: true, cell: (row) => (row === first ? "" : percent(row[dropped], row[unit] + row[dropped])) },
+        { head: "of input", number: true, cell: (row) => (row === first ? "" : percent(row[dropped], first[unit])) },
+      ], data.rules, { class: "funnel" })),
+    figure("Each source before and after the policy.",
+      table("Sources before and after", [
+        { head: "source", class: "name", cell: (name) => name },
+        { head: "kept share of its tokens", class: "bar", cell: (name) => shareBar(last.by_source[name].tokens, first.by_source[name].tokens, sourceColor(data.sources, name)) },
+        ...["documents", "tokens"].flatMap((one) => [
+          { head: `${one} in`, number: true, cell: (name) => count(first.by_source[name][one]) },
+          { head: "kept", number: true, cell: (name) => count(last.by_source[name][one]) },
+          { head: "share kept", number: true, cell: (name) => percent(last.by_source[name][one], first.by_source[name][one]) },
+        ]),
+        { head: "share of mixture, before → after", number: true, cell: (name) => `${percent(first.by_source[name].tokens, first.tokens)} → ${percent(last.by_source[name].tokens, last.tokens)}` },
+      ], sources)),
+  ];
+}
+
+function ruleNote(rule) {
+  if (!rule) return null;
+  const bounds = (one) => [known(one.min) && `≥ ${decimal(one.min)}`, known(one.max) && `≤ ${decimal(one.max)}`, Array.isArray(one.in) && `in ${one.in.join(", ")}`].filter(Boolean).join(", ");
+  const own = Object.entries(rule.sources || {}).map(([name, one]) => `${name}: ${bounds(one) || "own setting"}`);
+  const text = [rule.column, bounds(rule)].filter(Boolean).join(" ");
+  return h("span", { class: "note", title: own.join("; ") }, text, own.length ? ` (${own.length} by source)` : "");
+}
+
+function funnelBar(row, whole, sources, order, unit) {
+  const width = 270;
+  const x = (value) => (whole ? (value / whole) * width : 0);
+  let at = 0;
+  return s("svg", { class: "chart", width, height: 20, viewBox: `0 0 ${width} 20`, role: "img", "aria-label": `${percent(row[unit], whole)} left` },
+    s("rect", { class: "bar-ground", width, height: 20 }),
+    order.map((name) => {
+      const value = row.by_source[name][unit];
+      const bar = s("rect", { class: `fill-${sourceColor(sources, name)}`, x: x(at), y: 2, width: Math.max(x(value) - 0.5, 0), height: 16 }, tip(`${name}: ${count(value)} ${unit} left`));
+      at += value;
+      return bar;
+    }),
+    s("rect", { class: "fill-hatch", x: x(at), y: 2, width: x(row[`dropped_${unit}`]), height: 16 }, tip(`dropped here: ${count(row[`dropped_${unit}`])} ${unit}`)));
+}
+
+function shareBar(part, whole, color) {
+  const share = whole ? part / whole : 0;
+  return s("svg", { class: "chart", width: 150, height: 16, viewBox: "0 0 150 16", role: "img", "aria-label": percent(part, whole) },
+    s("rect", { class: "bar-ground", width: 150, height: 16 }), s("rect", { class: `fill-${color}`, y: 2, width: share * 150, height: 12 }, tip(percent(part, whole))));
+}
+
+function panelMeasures(data) {
+  const sides = data.columns.some((column) => "kept" in column) ? [["kept", "kept"], ["dropped", "dropped"]] : [["all", "kept"]];
+  const first = (row) => data.columns.find((other) => other.stage === row.stage) === row;
+  return [
+    data.columns.length > 0 && figure("Per measured value: the median as a dot, the 10th to 90th percentile as a line, each row on its own scale.",
+      legend(sides.map(([name, color]) => [color, name])),
+      table("Measured values", [
+        { head: "stage", class: "name", cell: (row) => (first(row) ? h("b", {}, row.stage) : h("span", { class: "unseen" }, row.stage)) },
+        { head: "value", class: "name", cell: (row) => words(row.column) + (row.flag ? ", share of yes" : "") },
+        { head: "range", class: "bar", cell: (row) => rangePlot(sides.map(([name, color]) => ({ name, class: color, range: row[name] }))) },
+        ...sides.map(([name]) => ({ head: `median ${name}`, number: true, cell: (row) => decimal(row[name]?.[1]) })),
+        { head: "measured", number: true, cell: (row) => percent(row.measured) },
+      ], data.columns, { row: (row) => (first(row) ? "group" : null) })),
+    data.labels.map((label) => figure(`Labels of ${label.column}, the ${label.values.length} most frequent of ${count(label.distinct)}.`,
+      table(label.column, [
+        { head: "label", class: "name", cell: (row) => row.name },
+        { head: "documents", number: true, cell: (row) => count(row.documents) },
+        { head: "kept", number: true, cell: (row) => count(row.kept) },
+        { head: "share of the label kept", class: "bar", cell: (row) => (known(row.kept) ? shareBar(row.kept, row.documents, "kept") : "–") },
+        { head: "share", number: true, cell: (row) => (known(row.kept) ? percent(row.kept, row.documents) : "–") },
+      ], label.values, { class: "slim" }))),
+  ];
+}
+
+function panelDuplicates(data, state, change, all) {
+  return data.stages.map((stage) => {
+    const many = stage.buckets.filter((bucket) => bucket.to > 1);
+    const documents = total(many.map((bucket) => bucket.documents));
+    return [
+      h("h3", {}, stage.stage === "exact" ? "Exact duplicates" : stage.stage === "near" ? "Near duplicates" : stage.stage),
+      h("p", { class: "lead" }, `${count(documents)} of ${count(stage.examined)} documents (${percent(documents, stage.examined)}) share a cluster with another; `,
+        `${count(stage.redundant)} would go if each cluster kept one member.`),
+      h("div", { class: "columns" },
+        many.length > 0 && figure("Documents in clusters, by the size of the cluster.",
+          columnChart({ bars: many.map((bucket) => ({ name: bucketName(bucket), value: bucket.documents, title: `${count(bucket.documents)} documents in ${count(bucket.clusters)} clusters of ${bucketName(bucket)}` })), width: 400, height: 200, xLabel: "members of the cluster", yLabel: "documents" })),
+        stage.largest.length > 0 && figure("The largest clusters, and how their first members begin.",
+          h("ol", { class: "clusters" }, stage.largest.map((group) => h("li", {}, h("b", {}, `${count(group.size)} members`),
+            group.members.map((row) => clusterMember(all.samples.documents?.[row]))))))),
+    ];
+  });
+}
+
+const bucketName = (bucket) => (bucket.from === bucket.to ? String(bucket.to) : `${bucket.from}–${bucket.to}`);
+
+function clusterMember(document) {
+  if (!document) return null;
+  return h("div", { class: "member" }, h("span", { class: "note" }, `${document.source} · ${document.id}`), h("bdi", { class: "one-line" }, document.text.slice(0, 140).replace(/\s+/g, " ")));
+}
+
+function panelQuarantine(data) {
+  if (!data.total) return h("p", { class: "lead" }, "Every input could be read; nothing was set aside.");
+  return [
+    h("p", { class: "lead" }, `${count(data.total)} inputs could not be read${known(data.documents) ? `, beside ${count(data.documents)} documents that could` : ""}.`),
+    table("Quarantined inputs by reason", [
+      { head: "reason", class: "name", cell: (row) => row.reason },
+      { head: "inputs", number: true, cell: (row) => count(row.count) },
+      { head: "share", number: true, cell: (row) => percent(row.count, data.total) },
+      { head: "examples: file, row, and how the input begins", class: "examples", cell: (row) => row.examples.map((one) =>
+        h("div", { class: "member" }, h("span", { class: "note" }, `${one.file}, row ${one.row}`), known(one.sample) && h("code", {}, one.sample.slice(0, 160)))) },
+    ], data.reasons, { class: "tall" }),
+  ];
+}

@@ -1,0 +1,195 @@
+// Panels about the models: scores and thresholds, oracle and heads, training curves, the router, and the comparison.
+
+function panelScores(data, state, change) {
+  const head = data.heads.find((one) => one.head === state.head) || data.heads[0];
+  const unit = state.scoreUnit || "documents";
+  const usable = head.groups.some((group) => group.tokens) ? unit : "documents";
+  const step = (head.high - head.low) / head.groups[0].documents.length;
+  const all = head.groups[0];
+  const readout = h("output", {}), plots = h("div", { class: "multiples" });
+  const redraw = (threshold) => {
+    const above = (values) => values ? total(values.filter((_, index) => head.low + index * step >= threshold - step * 1e-6)) : null;
+    readout.textContent = whatIf(all, above, threshold);
+    plots.replaceChildren(...head.groups.map((group) => scorePlot(head, group, step, usable, threshold, above)));
+  };
+  const slider = h("input", { type: "range", min: 0, max: all.documents.length, step: 1, "aria-label": "threshold", // drawn in place, so that dragging goes on
+    oninput: (event) => {
+      state.tau = { ...state.tau, [head.head]: head.low + event.target.value * step };
+      redraw(state.tau[head.head]);
+    } });
+  const start = state.tau?.[head.head] ?? suggested(head, step);
+  slider.value = Math.round((start - head.low) / step);
+  redraw(start);
+  return [
+    h("p", { class: "lead" }, `${count(head.scored)} documents have a ${head.head} score${head.unscored ? `; ${count(head.unscored)} were dropped or left before it was asked for` : ""}. `,
+      data.calibrated ? `Lines mark each source's calibrated ${head.taus.join(" and ")}.` : "There is no heads/calibration.json, so no calibrated thresholds are drawn."),
+    h("div", { class: "choices" },
+      choice("Score", data.heads.map((one) => [one.head, one.head]), head.head, (value) => change({ head: value })),
+      all.tokens && choice("Count", [["documents", "documents"], ["tokens", "tokens"]], usable, (value) => change({ scoreUnit: value }))),
+    h("div", { class: "what-if" }, h("label", {}, "What if every source were cut at", slider), readout),
+    figure(`Distribution of the ${head.head} score in ${all.documents.length} bins, overall and by source. Bars left of the what-if threshold are orange.`, plots),
+  ];
+}
+
+function scorePlot(head, group, step, unit, threshold, above) {
+  const values = group[unit], edge = (index) => head.low + index * step;
+  const marks = head.taus.filter((key) => known(group[key]));
+  return h("div", {},
+    h("h4", {}, group.source === null ? "all sources" : group.source, h("span", { class: "note" }, ` ${count(total(values))} ${unit}, ${percent(above(values), total(values))} above`)),
+    histogramChart({
+      bars: values.map((value, index) => ({ from: edge(index), to: edge(index + 1), value, title: `${decimal(edge(index), 3)} to ${decimal(edge(index + 1), 3)}: ${count(value)} ${unit}` })),
+      low: head.low, high: head.high, shadeBelow: threshold, xLabel: `${head.head} score`, yLabel: unit, width: 290, height: 190,
+      marks: marks.map((key, level) => ({ at: clamp(group[key], head.low, head.high), text: `${key} ${decimal(group[key], 3)}`, class: key, level })),
+    }));
+}
+
+// Where the slider starts: the median of the sources' own thresholds.
+function suggested(head, step) {
+  const set = head.groups.map((group) => group[head.taus.at(-1)]).filter(known).sort((a, b) => a - b);
+  const at = set.length ? set[Math.floor(set.length / 2)] : head.low;
+  return head.low + Math.round((at - head.low) / step) * step;
+}
+
+function whatIf(group, above, threshold) {
+  const tokens = group.tokens ? `, ${count(above(group.tokens))} tokens (${percent(above(group.tokens), total(group.tokens))})` : "";
+  return `${decimal(threshold, 3)} → ${count(above(group.documents))} documents (${percent(above(group.documents), total(group.documents))})${tokens} of those scored`;
+}
+
+function panelOracle(data) {
+  const counted = (counts) => Object.entries(counts || {}).map(([name, value]) => `${count(value)} ${words(name)}`).join(", ");
+  return [
+    h("p", { class: "lead" }, `${count(data.graded)} documents were sent to the oracle`, data.status && `: ${counted(data.status)}`, ". ",
+      Object.keys(data.splits || {}).length > 0 && `Splits: ${counted(data.splits)}. `, data.engine && `Engine: ${Object.keys(data.engine).join(", ")}.`),
+    figure("Grades given by the oracle, per rubric dimension.",
+      h("div", { class: "multiples narrow" }, data.dimensions.map((dimension) => h("div", {},
+        h("h4", {}, words(dimension.name), h("span", { class: "note" }, ` mean ${decimal(dimension.mean, 3)}, n = ${count(dimension.graded)}`)),
+        columnChart({ bars: dimension.bars.map((bar) => ({ name: decimal(bar.from, 2), value: bar.count, title: `${bar.from === bar.to ? decimal(bar.from, 3) : decimal(bar.from, 3) + " to " + decimal(bar.to, 3)}: ${count(bar.count)} documents` })), width: 212, height: 150, xLabel: dimension.bars.some((bar) => bar.from !== bar.to) ? "grade (bin from)" : "grade", yLabel: "documents" }))))),
+    data.agreement && agreementFigure(data.agreement),
+  ];
+}
+
+function agreementFigure(data) {
+  const width = 440, height = 300, box = [52, 28, width - 14, height - 42];
+  const xs = data.points.map((point) => point[0]), ys = data.points.map((point) => point[1]);
+  const [lowX, highX] = [Math.min(...xs), Math.max(...xs)], [lowY, highY] = [Math.min(...ys), Math.max(...ys)];
+  const x = scale(lowX, highX, box[0], box[2]), y = scale(lowY, highY, box[3], box[1]);
+  const low = Math.max(lowX, lowY), high = Math.min(highX, highY);
+  return figure(`The ${data.head} score against the oracle's quality, on ${count(data.documents)} graded documents that the heads were not fitted on. Spearman's rank correlation ${decimal(data.spearman, 3)}. Circles are means of equal groups; on the dashed line the score equals the grade.`,
+    svg(width, height, "Score against oracle quality",
+      axes(box, x, y, ticks(lowX, highX, 5), ticks(lowY, highY, 5), `${data.head} score`, "oracle's quality", (tick) => decimal(tick, 3), (tick) => decimal(tick, 3)),
+      high > low && s("line", { class: "diagonal", x1: x(low), y1: y(low), x2: x(high), y2: y(high) }),
+      data.points.map((point) => s("circle", { class: "point", cx: x(point[0]), cy: y(point[1]), r: 2 })),
+      s("path", { class: "line stroke-dropped", d: data.bins.map((bin, index) => `${index ? "L" : "M"}${x(bin.score)} ${y(bin.oracle)}`).join("") }),
+      data.bins.map((bin) => s("circle", { class: "fill-dropped", cx: x(bin.score), cy: y(bin.oracle), r: 4.5 }, tip(`mean score ${decimal(bin.score, 3)}, mean grade ${decimal(bin.oracle, 3)}, n = ${bin.n}`)))));
+}
+
+function panelHeads(data) {
+  const calibration = data.calibration.groups ? { groups: data.calibration.groups } : null;
+  return [
+    h("div", { class: "nested" }, nested(data.metrics, "Metrics on held-out labels")),
+    calibration ? h("div", { class: "nested" }, nested(calibration.groups, "Calibration by source")) : absent(data.calibration),
+  ];
+}
+
+const scalar = (value) => value === null || typeof value !== "object";
+
+// Any nesting of numbers: siblings that are flat become the rows of one table, the rest goes down a level.
+function nested(value, title, depth = 0) {
+  if (scalar(value)) return h("p", {}, `${title}: ${decimal(value)}`);
+  const entries = Object.entries(value);
+  const scalars = entries.filter(([, item]) => scalar(item));
+  const flat = entries.filter(([, item]) => !scalar(item) && !Array.isArray(item) && Object.values(item).every((one) => scalar(one) || shortList(one)));
+  const rest = entries.filter((entry) => !scalars.includes(entry) && !flat.includes(entry));
+  const columns = [...new Set(flat.flatMap(([, item]) => Object.keys(item)))];
+  return [
+    h(depth ? "h4" : "h3", {}, words(title)),
+    scalars.length > 0 && h("dl", { class: "facts" }, scalars.map(([name, item]) => h("div", {}, h("dt", {}, words(name)), h("dd", {}, decimal(item))))),
+    flat.length > 0 && table(words(title), [
+      { head: "", class: "name", cell: ([name]) => words(name) },
+      ...columns.map((column) => ({ head: words(column), number: true, cell: ([, item]) => cellText(item[column]) })),
+    ], flat, { class: columns.length < 4 ? "slim" : null }),
+    rest.map(([name, item]) => shortList(item) ? h("p", { class: "note" }, `${words(name)}: ${cellText(item)}`) : Array.isArray(item) && !item.some((one) => !scalar(one))
+      ? h("p", { class: "note" }, `${words(name)}: ${count(item.length)} values from ${cellText(item[0])} to ${cellText(item.at(-1))}`)
+      : nested(item, depth ? `${title}, ${name}` : name, depth + 1)),
+  ];
+}
+
+const shortList = (value) => Array.isArray(value) && value.length <= 4 && value.every(scalar);
+const cellText = (value) => (Array.isArray(value) ? `[${value.map((one) => decimal(one, 3)).join(", ")}]` : value === undefined ? "" : value === null ? "–" : decimal(value));
+
+function panelTraining(data) {
+  const runs = data.runs.map((run, index) => ({ ...run, color: index % 8 }));
+  const stepped = runs.filter((run) => run.steps), validated = runs.filter((run) => run.validation);
+  const bits = validated.some((run) => run.validation.bits_per_byte.some(known)) ? "bits_per_byte" : "loss";
+  const sources = [...new Set(validated.flatMap((run) => Object.keys(run.validation.by_source)))];
+  return [
+    table("Training runs", [
+      { head: "run", class: "name", cell: (run) => [s("svg", { width: 11, height: 11, "aria-hidden": "true" }, s("rect", { class: `fill-${run.color}`, width: 11, height: 11, rx: 2 })), " ", run.name] },
+      { head: "state", cell: (run) => run.card.status || "–" },
+      { head: "parameters", number: true, cell: (run) => short(run.card.parameters) },
+      { head: "active", number: true, cell: (run) => short(run.card.active_parameters) },
+      { head: "steps", number: true, cell: (run) => count(run.steps?.last_step) },
+      { head: "tokens", number: true, cell: (run) => count(run.steps?.last_tokens ?? run.card.tokens) },
+      { head: "tokens/s", number: true, cell: (run) => count(run.steps?.tokens_per_second) },
+      { head: "time", number: true, cell: (run) => duration(run.card.seconds) },
+      { head: "train loss", number: true, cell: (run) => decimal(run.steps?.smooth.at(-1)) },
+      { head: "validation, bits/byte", number: true, cell: (run) => decimal(run.validation?.bits_per_byte.at(-1)) },
+    ], runs),
+    h("div", { class: "columns" },
+      stepped.length > 0 && figure("Training loss; the strong line is an exponential mean, the faint one each logged step.",
+        legend(stepped.map((run) => [run.color, run.name])),
+        lineChart({ series: stepped.map((run) => ({ name: run.name, color: run.color, x: run.steps.tokens, y: run.steps.smooth, faint: run.steps.loss })), xLabel: "tokens seen", yLabel: "loss, nats per token" })),
+      validated.length > 0 && figure("Validation during training, on each run's own held-out split.",
+        legend(validated.map((run) => [run.color, run.name])),
+        lineChart({ series: validated.map((run) => ({ name: run.name, color: run.color, x: run.validation.tokens, y: run.validation[bits], dots: true })), xLabel: "tokens seen", yLabel: bits === "loss" ? "loss, nats per token" : "bits per byte" }))),
+    sources.length > 0 && figure("Last validation by source, bits per byte (fewer is better).",
+      table("Last validation by source", [
+        { head: "source", class: "name", cell: (source) => source },
+        ...validated.map((run) => ({ head: run.name, number: true, cell: (source) => decimal(run.validation.by_source[source]?.bits_per_byte) })),
+      ], sources, { class: "slim" })),
+    runs.some((run) => run.router) && [
+      h("h3", {}, "Routers"),
+      heatLegend(),
+      h("div", { class: "columns" }, runs.filter((run) => run.router).map((run) => figure(
+        `Run ${run.name}, step ${count(run.router.step)}: the busiest expert has ${decimal(run.router.most, 3)} × its even share; ${run.router.starved ? `${count(run.router.starved)} ${run.router.starved === 1 ? "starves" : "starve"} (under a tenth of it)` : "none starves"}.`,
+        heatMap({ load: run.router.load })))),
+      entropyFigure(runs.filter((run) => run.router && run.router.entropy.mean.some(known))),
+    ],
+  ];
+}
+
+function entropyFigure(runs) {
+  if (!runs.length) return null;
+  const values = runs.flatMap((run) => run.router.entropy.low).filter(known);
+  const low = Math.min(...values, 0.95);
+  return figure("Entropy of the router load, divided by that of an even load, so 1 is balanced. Strong: mean of the layers; dashed: the worst layer.",
+    legend(runs.map((run) => [run.color, run.name])),
+    lineChart({ width: 880, height: 230, yRange: [Math.max(low - 0.02, 0), 1], xLabel: "tokens seen", yLabel: "normalised entropy",
+      series: runs.flatMap((run) => [
+        { name: `${run.name}, mean`, color: run.color, x: run.router.entropy.tokens, y: run.router.entropy.mean },
+        { name: `${run.name}, worst layer`, color: run.color, x: run.router.entropy.tokens, y: run.router.entropy.low, dashed: true },
+      ]) }));
+}
+
+function panelComparison(data) {
+  const [first, second] = data.difference === "a - b" ? [data.a, data.b] : [data.b, data.a];
+  return [
+    h("p", { class: "lead" }, `Both models saw ${known(data.budget_tokens) ? `${count(data.budget_tokens)} tokens` : "the same number of tokens"} and were measured on the same documents; fewer bits per byte is better.`),
+    figure(`Difference in bits per byte, ${first} minus ${second}, with 95 % confidence intervals from a paired bootstrap over documents. An interval that crosses zero shows no difference.`,
+      intervalChart({ rows: data.sets.map((row) => ({ name: words(row.name), low: row.ci95[0], middle: row.difference, high: row.ci95[1],
+        class: row.winner === null ? "undecided" : row.winner === data.a ? "won-a" : "won-b",
+        note: row.winner === null ? "no difference" : `${row.winner} is better`,
+        text: `${row.name}: ${signed(row.difference)} bits per byte, 95 % interval ${signed(row.ci95[0])} to ${signed(row.ci95[1])}` })),
+        xLabel: `bits per byte, ${first} − ${second}`, left: `${first} better`, right: `${second} better` })),
+    table("Comparison by evaluation set", [
+      { head: "evaluation set", class: "name", cell: (row) => words(row.name) },
+      { head: "documents", number: true, cell: (row) => count(row.documents) },
+      { head: `${data.a}, bits/byte`, number: true, cell: (row) => decimal(row.a_bits_per_byte) },
+      { head: `${data.b}, bits/byte`, number: true, cell: (row) => decimal(row.b_bits_per_byte) },
+      { head: "difference", number: true, cell: (row) => signed(row.difference) },
+      { head: "95 % interval", number: true, cell: (row) => `${signed(row.ci95[0])} to ${signed(row.ci95[1])}` },
+      { head: "verdict", cell: (row) => (row.winner === null ? "no difference" : `${row.winner} is better`) },
+    ], data.sets),
+    data.note && h("p", { class: "note" }, data.note),
+  ];
+}

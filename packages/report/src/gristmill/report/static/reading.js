@@ -1,0 +1,66 @@
+// Reading: kept and dropped documents beside each other, each with all that was measured; and what was published.
+
+const GROUPS = { random: "At random", rule: "Dropped by a rule", threshold: "Nearest to a threshold" };
+
+function panelSamples(data, state, change) {
+  if (!data.views.length) return h("p", { class: "quiet" }, "The run has no documents to show.");
+  const view = data.views.find((one) => one.group + one.name === state.view) || data.views[0];
+  const options = Object.entries(GROUPS).map(([group, label]) => {
+    const views = data.views.filter((one) => one.group === group);
+    return views.length > 0 && h("optgroup", { label }, views.map((one) => h("option", { value: one.group + one.name, selected: one === view }, words(one.name))));
+  });
+  const side = (name, rows) => h("div", { class: `side ${name}` },
+    h("h3", {}, name === "kept" ? "Kept" : "Dropped", h("span", { class: "note" }, ` ${rows.length} shown`)),
+    rows.length ? rows.map((row) => sample(data.documents[row], view)) : h("p", { class: "quiet" }, `No ${name} document is on this side.`));
+  return [
+    h("p", { class: "lead" }, "The numbers above are only as good as the documents behind them. Invisible characters are spelt out in boxes, so that what is shown is what is there."),
+    h("div", { class: "choices" }, h("label", {}, "Show ", h("select", { onchange: (event) => change({ view: event.target.value }) }, options))),
+    h("p", { class: "note" }, view.about, view.bound && ` Bound: ${boundText(view.bound)}.`),
+    h("div", { class: "sides" }, side("kept", view.kept), side("dropped", view.dropped)),
+  ];
+}
+
+function boundText(bound) {
+  const sign = bound.side === "min" ? "at least" : "at most";
+  const own = Object.entries(bound.sources).map(([name, value]) => `${name} ${decimal(value, 3)}`);
+  return `${bound.label} ${sign} ${[known(bound.default) && decimal(bound.default, 3), ...own].filter(Boolean).join("; ")}`;
+}
+
+function sample(document, view) {
+  if (!document) return null;
+  const cut = document.characters > document.text.length;
+  const stages = {};
+  for (const [key, value] of Object.entries(document.values)) {
+    const [stage, column] = key.split("/").slice(-2);
+    (stages[stage] ||= []).push([column, value, key === view.value]);
+  }
+  return h("article", { class: "sample" },
+    h("header", {}, h("b", {}, document.source), h("span", { class: "id" }, document.id),
+      !document.keep && h("span", { class: "reason" }, document.reason ? `dropped by ${words(document.reason)}` : "dropped"),
+      known(document.file) && h("span", { class: "note" }, `${document.file}, row ${document.row}`)),
+    h("div", { class: "text", dir: "auto", tabindex: "0" }, document.text, cut && h("span", { class: "note" }, ` … ${count(document.characters)} characters in all`)),
+    h("div", { class: "values" }, Object.entries(stages).map(([stage, values]) => h("dl", {}, h("div", { class: "stage-name" }, stage),
+      values.map(([column, value, decides]) => h("div", { class: decides ? "decides" : null }, h("dt", {}, words(column)), h("dd", {}, valueText(column, value))))))));
+}
+
+function valueText(column, value) {
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  return column === "cluster" && known(value) ? String(value) : decimal(value); // a cluster's number is a name
+}
+
+function panelArtifacts(data) {
+  return data.artifacts.map((artifact) => [
+    h("h3", {}, artifact.name, h("span", { class: "note" }, ` ${artifact.format || ""}`)),
+    h("dl", { class: "facts" }, [["documents", count(total(artifact.sources.map((one) => one.documents)))], ["tokens", count(total(artifact.sources.map((one) => one.tokens)))], ["mixtures", artifact.mixtures.join(", ") || "none"], ["content id", artifact.content_id]]
+      .map(([name, value]) => h("div", { class: name === "content id" ? "long" : null }, h("dt", {}, name), h("dd", {}, value || "–")))),
+    artifact.sources.length > 0 && table(`Sources of ${artifact.name}`, [
+      { head: "source", class: "name", cell: (row) => row.name },
+      { head: "documents", number: true, cell: (row) => count(row.documents) },
+      { head: "tokens", number: true, cell: (row) => count(row.tokens) },
+      { head: "shards", number: true, cell: (row) => count(row.shards) },
+      { head: "dtype", cell: (row) => row.dtype || "–" },
+      { head: "tokenizer", cell: (row) => row.tokenizer || "–" },
+      { head: "licence", cell: (row) => row.licence || "–" },
+    ], artifact.sources),
+  ]);
+}

@@ -1,0 +1,81 @@
+"""Documents from JSONL (plain or gzipped) or Parquet as one table, with errors that name file, row and field."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gristmill.base.errors import DataError, UsageError
+from gristmill.base.files import atomic_path
+
+RUBRIC_KEY = b"gristmill.rubric"
+
+
+def read_documents(path: Path) -> pa.Table:
+    """Columns id, text, source, and all others of a Parquet file or folder. A missing source is the file's name.
+
+    Raises:
+        UsageError: no such file, or not .jsonl, .jsonl.gz or .parquet.
+        DataError: a row that is not a JSON object with a string text.
+    """
+    name = path.name
+    if path.is_dir() or name.endswith(".parquet"):
+        return _defaults(read_parquet(path), path)
+    if not name.endswith((".jsonl", ".jsonl.gz")):
+        raise UsageError(f"{path}: give a .jsonl, .jsonl.gz or .parquet file, or a folder of .parquet files")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    rows: dict[str, list[Any]] = {"id": [], "text": [], "source": []}
+    with gzip.open(path, "rt", encoding="utf-8") if name.endswith(".gz") else path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}: row {number}: not JSON ({error})") from None
+            if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+                raise DataError(f"{path}: row {number}: field text: a string is needed")
+            rows["id"].append(str(value.get("id", f"{name}:{number}")))
+            rows["text"].append(value["text"])
+            rows["source"].append(str(value.get("source", name.split(".")[0])))
+    return pa.table({key: pa.array(values, pa.string()) for key, values in rows.items()})
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """A Parquet file, or all part files of a folder in the order of their names."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UsageError(f"{path}: no Parquet file there")
+    try:
+        return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not readable as Parquet ({error})") from None
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def with_rubric(table: pa.Table, rubric: dict[str, Any]) -> pa.Table:
+    """The table with its rubric in the schema metadata, so that a label file explains itself."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), RUBRIC_KEY: json.dumps(rubric).encode()})
+
+
+def rubric_of(table: pa.Table) -> dict[str, Any] | None:
+    found = (table.schema.metadata or {}).get(RUBRIC_KEY)
+    return json.loads(found) if found else None
+
+
+def _defaults(table: pa.Table, path: Path) -> pa.Table:
+    if "text" not in table.column_names:
+        raise DataError(f"{path}: no column text; columns are {', '.join(table.column_names)}")
+    if "id" not in table.column_names:
+        table = table.append_column("id", pa.array([f"{path.name}:{i}" for i in range(len(table))], pa.string()))
+    if "source" not in table.column_names:
+        table = table.append_column("source", pa.array([path.stem] * len(table), pa.string()))
+    return table

@@ -1,0 +1,82 @@
+"""Tiny random backbones as model folders: every test of staging, scoring and bundles runs on these in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gristmill.base.errors import UsageError
+
+ARCHITECTURES = ("llama", "qwen3", "gpt_oss", "gpt2")
+
+
+def tiny_config(architecture: str, layers: int = 6, width: int = 64, vocab_size: int = 320) -> Any:
+    """A transformers config with random-model sizes.
+
+    Raises:
+        UsageError: an architecture that is not in ARCHITECTURES.
+    """
+    import transformers
+
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size, "hidden_size": width, "intermediate_size": 96, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    if architecture == "llama":
+        return transformers.LlamaConfig(**common)
+    if architecture == "qwen3":
+        return transformers.Qwen3Config(**common, head_dim=16)
+    if architecture == "gpt_oss":  # sinks, sliding windows, mixture of experts
+        return transformers.GptOssConfig(
+            **common, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+        )
+    if architecture == "gpt2":  # learned positions are added to inputs_embeds: it cannot be resumed, and must say so
+        return transformers.GPT2Config(
+            vocab_size=vocab_size,
+            n_embd=width,
+            n_layer=layers,
+            n_head=4,
+            n_positions=512,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    raise UsageError(f"no tiny {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+
+
+def tiny_model(architecture: str, seed: int = 0, **sizes: int) -> Any:
+    """A random model in float32 whose weights are large enough that every block matters."""
+    from transformers import AutoModel
+
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        model = AutoModel.from_config(tiny_config(architecture, **sizes)).float().eval()
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.08)
+            elif name.endswith("sinks"):
+                torch.nn.init.normal_(parameter, std=1.0)
+    finally:
+        torch.random.set_rng_state(state)
+    return model
+
+
+def write_tiny(folder: Path, architecture: str = "llama", seed: int = 0, **sizes: int) -> Path:
+    """Write a tiny model with a byte-level tokenizer (ids 0..2 special, then the bytes) and return its folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = tiny_model(architecture, seed, **sizes)
+    model.save_pretrained(folder)
+    special = ["<pad>", "<s>", "</s>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

@@ -1,0 +1,1 @@
+"""The published artifact: tokenised, memory-mapped shards with a manifest, mixtures and a deterministic order."""

@@ -1,0 +1,312 @@
+"""What a published dataset says of itself: tokenizer, shards, checksums, provenance; the same JSON for the same data.
+
+A manifest is the commit point of what it lists: written last, checked first. It holds no times, so equal inputs give
+equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gristmill.base import files
+from gristmill.base.errors import DataError
+
+DATASET_FORMAT = "gristmill.shards/1"
+SOURCE_FORMAT = "gristmill.source/1"
+MANIFEST = "manifest.json"
+SPLITS = ("train", "valid")
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Dtype = Literal["u16", "u32"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # hex: JSON readers in other languages lose integers over 2**53
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=96)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TokenizerInfo(Model):
+    """The tokenizer whose ids the shards hold; `sha256` is that of its tokenizer.json."""
+
+    name: str
+    sha256: Sha256
+    vocab_size: int = Field(gt=0, le=2**32)
+    eos_id: Count
+
+    @model_validator(mode="after")
+    def _eos_in_vocabulary(self) -> TokenizerInfo:
+        if self.eos_id >= self.vocab_size:
+            raise ValueError(f"eos_id {self.eos_id} is outside the vocabulary of {self.vocab_size}")
+        return self
+
+    @property
+    def dtype(self) -> Dtype:
+        """The narrowest of u16 and u32 that holds every id."""
+        return "u16" if self.vocab_size <= 2**16 else "u32"
+
+
+class FileEntry(Model):
+    """One file: its path below the manifest's folder, its size in bytes and its sha256."""
+
+    path: str
+    bytes: Count
+    sha256: Sha256
+
+
+class ShardEntry(Model):
+    """One shard: three files and what they hold.
+
+    `continues`: the first row is the next piece of the document that ends the shard before: it was longer than a shard.
+    The metadata's `tokens` count EOS.
+    """
+
+    tokens: FileEntry
+    ends: FileEntry
+    meta: FileEntry
+    token_count: Count
+    document_count: Count
+    max_id: Count
+    key_low: Key
+    key_high: Key
+    continues: bool = False
+
+
+class OrderInfo(Model):
+    """How documents were put in order: by the first 8 bytes of blake2b(salt|id); the top of the keys is `valid`."""
+
+    algorithm: Literal["blake2b-8/1"] = "blake2b-8/1"
+    salt: str
+    valid_fraction: float = Field(ge=0, lt=1)
+
+
+class SourceManifest(Model):
+    format: Literal["gristmill.source/1"] = SOURCE_FORMAT
+    name: Name
+    licence: str
+    tokenizer: TokenizerInfo
+    dtype: Dtype
+    order: OrderInfo
+    recipe: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    train: list[ShardEntry]
+    valid: list[ShardEntry]
+    content_id: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SourceManifest:
+        if self.dtype != self.tokenizer.dtype:
+            raise ValueError(
+                f"dtype {self.dtype} is wrong for {self.tokenizer.vocab_size} ids: {self.tokenizer.dtype} expected"
+            )
+        width = numpy_dtype(self.dtype).itemsize
+        for shard in (*self.train, *self.valid):
+            if shard.tokens.bytes != shard.token_count * width:
+                raise ValueError(
+                    f"{shard.tokens.path}: {shard.tokens.bytes} bytes cannot be {shard.token_count} {self.dtype} tokens"
+                )
+            if shard.max_id >= self.tokenizer.vocab_size:
+                raise ValueError(f"{shard.tokens.path}: id {shard.max_id} is outside the vocabulary")
+        return self
+
+    def shards(self, split: str) -> list[ShardEntry]:
+        return self.train if split == "train" else self.valid
+
+
+class SourceEntry(Model):
+    path: str
+    sha256: Sha256
+
+
+class DatasetManifest(Model):
+    format: Literal["gristmill.shards/1"] = DATASET_FORMAT
+    sources: dict[Name, SourceEntry]
+    mixtures: list[FileEntry] = []
+    tokenizer_file: FileEntry | None = None
+    """The tokenizer.json itself, so that who trains or reads needs nothing else."""
+    content_id: str = ""
+
+
+M = TypeVar("M", SourceManifest, DatasetManifest)
+
+
+def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
+    """The little-endian numpy type of "u16" or "u32"."""
+    return np.dtype({"u16": "<u2", "u32": "<u4"}[dtype])
+
+
+def with_content_id(manifest: M) -> M:
+    """The manifest with its content_id filled in: sha256 of its canonical JSON less content_id itself."""
+    return manifest.model_copy(update={"content_id": content_id(manifest)})
+
+
+def content_id(manifest: SourceManifest | DatasetManifest) -> str:
+    return files.fingerprint(manifest.model_dump(mode="json", exclude={"content_id"}))
+
+
+def load_dataset_manifest(folder: Path) -> DatasetManifest:
+    """Read FOLDER/manifest.json.
+
+    Raises:
+        DataError: missing, no JSON, another format version, a wrong type, or a content_id that does not match.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{path}: no such file: not a dataset, or one whose writing or download was cut short")
+    return _parse(DatasetManifest, path, path.read_bytes(), DATASET_FORMAT)
+
+
+def load_source_manifest(root: Path, name: str, entry: SourceEntry) -> tuple[SourceManifest, Path]:
+    """Read a source's manifest and check it against the dataset's. Returns it with the folder its paths start from.
+
+    Raises:
+        DataError: an unsafe path, a hash that differs, another format version, a wrong dtype or content_id.
+    """
+    path = files.safe_join(root, entry.path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, but {root / MANIFEST} lists it")
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != entry.sha256:
+        raise DataError(
+            f"{path}: sha256 {found[:12]}, but {root / MANIFEST} says {entry.sha256[:12]}: pull or write it again"
+        )
+    manifest = _parse(SourceManifest, path, data, SOURCE_FORMAT)
+    if manifest.name != name:
+        raise DataError(f"{path}: names the source {manifest.name!r}, but {root / MANIFEST} calls it {name!r}")
+    return manifest, path.parent
+
+
+def read_source_manifest(path: Path) -> SourceManifest:
+    """Read one source manifest by itself, before a dataset manifest lists it."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return _parse(SourceManifest, path, path.read_bytes(), SOURCE_FORMAT)
+
+
+def dataset_files(root: Path, manifest: DatasetManifest) -> Iterator[FileEntry]:
+    """Every data file below `root` with its checksum: shards, source manifests, mixtures, tokenizer. Paths start at `root`.
+
+    The card (README.md) and manifest.json itself are not among them.
+    """
+    for name, entry in manifest.sources.items():
+        source, _folder = load_source_manifest(root, name, entry)
+        prefix = entry.path.rpartition("/")[0]
+        for file in source_files(source):
+            path = f"{prefix}/{file.path}" if prefix else file.path
+            yield file.model_copy(update={"path": path})
+        size = files.safe_join(root, entry.path).stat().st_size
+        yield FileEntry(path=entry.path, bytes=size, sha256=entry.sha256)
+    yield from other_files(manifest)
+
+
+def other_files(manifest: DatasetManifest) -> Iterator[FileEntry]:
+    """What belongs to no source: mixtures and the tokenizer."""
+    yield from manifest.mixtures
+    if manifest.tokenizer_file is not None:
+        yield manifest.tokenizer_file
+
+
+def source_files(manifest: SourceManifest) -> Iterator[FileEntry]:
+    for shard in (*manifest.train, *manifest.valid):
+        yield from (shard.tokens, shard.ends, shard.meta)
+
+
+def check_size(root: Path, entry: FileEntry) -> Path:
+    """The entry's path below `root`, if a file of the right size stands there.
+
+    Raises:
+        DataError: an unsafe path, no such file, or a size that differs; the message names the file.
+    """
+    path = files.safe_join(root, entry.path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, but its manifest lists it; pull the dataset again to complete it")
+    size = path.stat().st_size
+    if size < entry.bytes:
+        raise DataError(f"{path}: truncated: {size:,} of {entry.bytes:,} bytes; delete it and pull or write it again")
+    if size > entry.bytes:
+        raise DataError(
+            f"{path}: {size:,} bytes where the manifest says {entry.bytes:,}; delete it and pull or write it again"
+        )
+    return path
+
+
+def check_file(root: Path, entry: FileEntry) -> Path:
+    """check_size, then the sha256 of the whole file.
+
+    Raises:
+        DataError: as check_size, or content that was altered.
+    """
+    path = check_size(root, entry)
+    found = files.sha256_file(path)
+    if found != entry.sha256:
+        raise DataError(
+            f"{path}: altered: sha256 {found[:12]} where the manifest says {entry.sha256[:12]}; pull it again"
+        )
+    return path
+
+
+def one_tokenizer(tokenizers: dict[str, TokenizerInfo], where: Path) -> TokenizerInfo:
+    """The tokenizer that all sources share; its name may differ, what it does may not.
+
+    Raises:
+        DataError: two sources whose tokenizers differ, named.
+    """
+    first, expected = next(iter(tokenizers.items()))
+    for name, tokenizer in tokenizers.items():
+        if tokenizer.model_copy(update={"name": expected.name}) != expected:
+            raise DataError(
+                f"{where}: source {name} was tokenised with {tokenizer.name} ({tokenizer.sha256[:12]}), "
+                f"source {first} with {expected.name} ({expected.sha256[:12]}); tokenise one of them again"
+            )
+    return expected
+
+
+def manifest_bytes(manifest: SourceManifest | DatasetManifest) -> bytes:
+    """The manifest as files.write_json writes it."""
+    value = manifest.model_dump(mode="json")
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _parse(cls: type[M], path: Path, data: bytes, known_format: str) -> M:
+    value = _json(path, data)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: must be a JSON object")
+    if value.get("format") != known_format:
+        raise DataError(
+            f"{path}: format is {value.get('format')!r}, this version reads {known_format!r}; update gristmill-shards"
+        )
+    manifest = _validated(path, lambda: cls.model_validate(value))
+    if manifest.content_id != content_id(manifest):
+        raise DataError(
+            f"{path}: content_id does not match what the manifest says; it was edited: write or pull it again"
+        )
+    return manifest
+
+
+def _json(path: Path, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); pull or write it again") from None
+
+
+def _validated(path: Path, build: Callable[[], M]) -> M:
+    try:
+        return build()
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from None

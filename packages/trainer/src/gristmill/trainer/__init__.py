@@ -1,0 +1,1 @@
+"""Small mixture-of-experts models, trained from shards, exactly resumable."""

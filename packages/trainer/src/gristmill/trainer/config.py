@@ -1,0 +1,122 @@
+"""What a training run is: frozen dataclasses, defaults < TOML < command line. No torch here, so that --help is quick.
+
+One idea: everything that decides the weights is in here or in the plan's hash; where files lie decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gristmill.base.config import to_mapping
+from gristmill.base.errors import UsageError
+from gristmill.trainer.model.config import ModelSection
+from gristmill.trainer.optim.config import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How many windows one step learns from."""
+
+    sequence: int = 256
+    """Tokens in a window."""
+    sequences: int = 8
+    """Windows per step."""
+    micro: int = 8
+    """Windows per forward and backward pass; changes memory and speed, and the result only by rounding."""
+
+    @property
+    def tokens(self) -> int:
+        return self.sequence * self.sequences
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run: data and budget, then the model, the batch and the optimiser."""
+
+    mixture: str = ""
+    """A mixture's name in the data folder, or a TOML file."""
+    data: str = ""
+    """The published shards: a folder, or a URI that shards can open."""
+    output: str = ""
+    """The run's folder. A run that is there already is resumed, if its configuration is the same."""
+    tokenizer: str = ""
+    """tokenizer.json, for bits per byte and for text; "" takes the data folder's own, if it has one."""
+    tokens: int = 2_000_000
+    """Budget, in tokens trained on; rounded down to whole steps."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the matrix products; weights and optimiser state stay in fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where it is available, else cpu."""
+    threads: int = 1
+    """CPU threads. Part of the configuration: another number may round sums differently."""
+    seed: int = 0
+    """Of the initial weights and of the data order."""
+    recompute: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; the last step always writes one. 0: only the last."""
+    keep_checkpoints: int = 2
+    """Older checkpoints are removed."""
+    validate_every: int = 200
+    """Steps between validations; the last step always has one. 0: only the last."""
+    validate_tokens: int = 50_000
+    """Validation reads whole documents of each source's valid split until it has this many tokens. 0: no validation."""
+    model: ModelSection = field(default_factory=ModelSection)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        least = {
+            "tokens": 1,
+            "threads": 1,
+            "checkpoint_every": 0,
+            "keep_checkpoints": 1,
+            "validate_every": 0,
+            "validate_tokens": 0,
+        }
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} must be at least {low} (got {getattr(self, name)})")
+        for name in ("sequence", "sequences", "micro"):
+            if getattr(self.batch, name) < 1:
+                raise UsageError(f"batch.{name} must be at least 1 (got {getattr(self.batch, name)})")
+        if self.tokens < self.batch.tokens:
+            raise UsageError(f"tokens ({self.tokens}) is less than one step's batch ({self.batch.tokens} tokens)")
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.batch.tokens
+
+    def require_paths(self) -> None:
+        for name in ("mixture", "data", "output"):
+            if not getattr(self, name):
+                raise UsageError(f"--{name} is missing; see trainer run --help")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output)
+
+
+_PLACES = ("mixture", "data", "output", "tokenizer")  # pinned by content: the plan's hash and the tokenizer's
+
+
+def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
+    """The dotted names whose values differ between a run's stored configuration and `new`, places left out."""
+    before, after = _flat(old), _flat(to_mapping(new))
+    return [
+        f"{key} = {before.get(key)!r}, now {after.get(key)!r}"
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result |= {f"{key}.{inner}": item for inner, item in value.items()}
+        elif key not in _PLACES:
+            result[key] = value
+    return result

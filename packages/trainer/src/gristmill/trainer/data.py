@@ -1,0 +1,122 @@
+"""From published shards to tensors: the training order, the held-out documents, and how many bytes a document has.
+
+One idea: a segment starts at the EOS before a document, not at its first token. So EOS doubles as the beginning of
+text, every position of a window has a target of its own document, and no token looks into another document.
+B sequences, S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gristmill.base.errors import DataError, UsageError
+from gristmill.base.files import sha256_file
+from gristmill.shards import mixture, reader
+from gristmill.shards.loader import Batch, Batches
+from gristmill.shards.plan import Plan
+from gristmill.shards.reader import Dataset
+from gristmill.trainer.config import TrainConfig
+
+
+class Example(NamedTuple):
+    """inputs and targets int64; starts bool, true where a segment begins among the inputs."""
+
+    inputs_BS: torch.Tensor
+    targets_BS: torch.Tensor
+    starts_BS: torch.Tensor
+
+
+class Document(NamedTuple):
+    """A held-out document: its tokens end in EOS; bytes of its text in UTF-8, None where that is not known."""
+
+    source: str
+    id: str
+    tokens: np.ndarray
+    bytes: int | None
+
+
+class TrainingData(NamedTuple):
+    dataset: Dataset
+    plan: Plan
+    tokenizer: Path | None
+
+
+def open_training(config: TrainConfig) -> TrainingData:
+    """The dataset, the training order for the whole budget, and the tokenizer's file if there is one.
+
+    Raises:
+        UsageError: no such mixture, or one that the dataset cannot fill.
+        DataError: shards that are not what their manifest says.
+    """
+    dataset = reader.open_dataset(config.data)
+    chosen = mixture.load_mixture(config.mixture, search=[dataset.root / "mixtures"])
+    plan = mixture.plan(chosen, dataset, config.batch.sequence, config.seed, config.steps * config.batch.tokens)
+    return TrainingData(dataset, plan, find_tokenizer(config.tokenizer, dataset))
+
+
+def find_tokenizer(given: str, dataset: Dataset) -> Path | None:
+    """The tokenizer.json given, or the data folder's own; None where there is neither.
+
+    Raises:
+        UsageError: the file given is not there.
+        DataError: the file is not the tokenizer that the shards were written with.
+    """
+    if given and not Path(given).is_file():
+        raise UsageError(f"--tokenizer {given}: no such file")
+    path = Path(given) if given else dataset.root / "tokenizer.json"
+    if not path.is_file():
+        return None
+    if sha256_file(path) != dataset.tokenizer.sha256:
+        raise DataError(
+            f"{path}: not the tokenizer of {dataset.root} (sha256 {dataset.tokenizer.sha256}); give --tokenizer FILE"
+        )
+    return path
+
+
+def examples(
+    data: TrainingData, sequences: int, next_sequence: int, device: torch.device
+) -> Generator[Example, None, None]:
+    """The plan's batches of `sequences` windows, from window `next_sequence` on."""
+    for batch in Batches(data.plan, data.dataset, sequences, next_sequence):
+        yield to_example(batch, device)
+
+
+def to_example(batch: Batch, device: torch.device) -> Example:
+    """A loader's batch as tensors; tokens travel in the shards' narrow type and widen on the device."""
+    tokens_BS = torch.from_numpy(batch.tokens_BS).to(device).long()
+    starts_BS = torch.zeros(tokens_BS.shape[0], tokens_BS.shape[1] - 1, dtype=torch.bool)
+    # A document that starts at column c is the target at position c - 1, where the input is the EOS before it.
+    starts_BS[torch.from_numpy(batch.start_row), torch.from_numpy(batch.start_column) - 1] = True
+    return Example(tokens_BS[:, :-1], tokens_BS[:, 1:], starts_BS.to(device))
+
+
+def held_out(
+    dataset: Dataset, split: str, tokens: int | None, tokenizer: Path | None, sources: Iterable[str] = ()
+) -> list[Document]:
+    """Whole documents of each source, in the published order (which is a hash's, so any prefix is a fair sample).
+
+    Reads each source until it has `tokens` tokens (None: all of it). `sources`: all of them, if empty.
+    """
+    documents: list[Document] = []
+    for name in sorted(sources or dataset.sources):
+        taken = 0
+        for id, ids, meta in dataset.sources[name].split(split).documents():
+            if tokens is not None and taken >= tokens:
+                break
+            taken += len(ids)
+            documents.append(Document(name, id, np.asarray(ids), (meta or {}).get("bytes")))
+    return documents if tokenizer is None else count_bytes(documents, tokenizer)
+
+
+def count_bytes(documents: list[Document], tokenizer: Path) -> list[Document]:
+    """The documents with the UTF-8 length of their decoded text, EOS left out."""
+    from tokenizers import Tokenizer
+
+    decoder = Tokenizer.from_file(str(tokenizer))
+    texts = decoder.decode_batch([document.tokens[:-1].tolist() for document in documents], skip_special_tokens=False)
+    return [document._replace(bytes=len(text.encode("utf-8"))) for document, text in zip(documents, texts)]

@@ -1,0 +1,45 @@
+"""In which number format the matrix products run. One file per family of formats, all behind `Precision`.
+
+Weights stay in fp32; a product casts its own weight. No autocast: what runs in which type can be read off the code.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from gristmill.base.config import nearest
+from gristmill.base.errors import UsageError
+from gristmill.trainer.model.precision.plain import Plain
+
+
+class Precision(Protocol):
+    """Two products, and the layout the second one wants. R rows (a multiple per expert), D in, F out, E experts."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of activations."""
+        ...
+
+    @property
+    def row_multiple(self) -> int:
+        """Each expert's rows are padded up to a multiple of this."""
+        ...
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x [..., D] times weight [F, D] transposed -> [..., F]."""
+        ...
+
+    def grouped_linear(self, x_RD: torch.Tensor, weight_EFD: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+        """Rows ends_E[e-1]..ends_E[e] of x_RD times weight e -> [R, F]. ends_E: int32, the last one equal to R."""
+        ...
+
+
+PRECISIONS: dict[str, Precision] = {"fp32": Plain(torch.float32, 1), "bf16": Plain(torch.bfloat16, 32)}
+
+
+def build(name: str) -> Precision:
+    if name not in PRECISIONS:
+        raise UsageError(f"precision: no {name!r}{nearest(name, PRECISIONS)}")
+    return PRECISIONS[name]

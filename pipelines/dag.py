@@ -1,0 +1,134 @@
+"""The one DAG behind every pipeline: ingest -> measure -> dedup -> grade -> distil -> score -> select -> pack -> publish.
+
+A pipeline is a `PipelineConfig`; the demo appends training and comparison to the same nodes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gristmill.base.errors import UsageError
+from gristmill.datapipe.dedup.minhash import MinHashConfig
+from gristmill.datapipe.filters.language import LanguageConfig
+from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
+from gristmill.datapipe.pack import Pack, PackConfig, Publish
+from gristmill.datapipe.policy import load_policy
+from gristmill.datapipe.select import Select
+from gristmill.datapipe.stages import (
+    CopyTokenizer,
+    ExactDuplicates,
+    Heuristics,
+    Language,
+    NearConfig,
+    NearDuplicates,
+    Sketch,
+    Tokenise,
+    TokenizerConfig,
+    TrainTokenizer,
+)
+from gristmill.datapipe.workflow.stage import Node
+from gristmill.scorer.calibration import CalibrationConfig
+from gristmill.scorer.rubric import load_rubric
+from gristmill.scorer.training import TrainConfig as HeadsConfig
+from nodes import Grade, Heads, Sample, SampleConfig, Score
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    input: tuple[str, ...]
+    """Files, folders or globs of JSONL(.gz, .zst) and Parquet, or hf://datasets/ORG/NAME[@REVISION]/PATTERN."""
+    output: Path
+    """The run folder. The same command on the same folder goes on from where it was."""
+    sources: tuple[str, ...] = ()
+    """Keep only these sources; a row's source is its field `source`, else its file's name up to the first dot."""
+    policy: Path = HERE / "policies" / "olmo3.toml"
+    """Rules and thresholds, as TOML."""
+    oracle: str = ""
+    """Grades a sample: a model folder for vLLM in process, or http(s)://HOST/v1#MODEL of a running server."""
+    backbone: Path | None = None
+    """Model folder whose frozen layers carry the heads. Needed with --oracle."""
+    rubric: Path = HERE / "rubrics" / "general.toml"
+    publish: str = ""
+    """Where the shards go: a folder, file://..., or hf://datasets/ORG/NAME. Empty: RUN/published."""
+    tokenizer: Path | None = None
+    """tokenizer.json; without one, a byte-level BPE of `bpe.vocabulary` tokens is learned from the documents."""
+    workers: int = 2
+    """Ray workers; 0 runs everything in this process, for debugging."""
+    max_bad_fraction: float = 0.01
+    """More quarantined rows than this end the run with exit code 4."""
+    mixture: tuple[Path, ...] = ()
+    """Mixtures to publish with the shards."""
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    near: NearConfig = field(default_factory=NearConfig)
+    bpe: TokenizerConfig = field(default_factory=TokenizerConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    oracle_threads: int = 2
+    oracle_tokens: int = 256
+    """How much of each document the oracle is shown."""
+
+
+def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
+    """The nodes, in an order in which each comes after what it depends on.
+
+    Raises:
+        UsageError: the policy asks for scores and there is no oracle, or there is an oracle without a backbone.
+    """
+    policy = load_policy(config.policy)
+    scored = "scores" in policy.annotations()
+    if scored and not config.oracle:
+        raise UsageError(f"{config.policy} has rules on scores.*: give --oracle and --backbone, or another --policy")
+    if config.oracle and config.backbone is None:
+        raise UsageError("--oracle needs --backbone: the model folder whose layers carry the heads")
+    ingest = Ingest(tuple(config.input), _with_sources(config), config.max_bad_fraction)
+    tokenizer = CopyTokenizer(config.tokenizer) if config.tokenizer else TrainTokenizer(config.bpe)
+    minhash: MinHashConfig = config.near.minhash
+    nodes: list[Node] = [
+        Language(config.language), Heuristics(), Sketch(minhash), ExactDuplicates(), NearDuplicates(config.near),
+        tokenizer, Tokenise(),
+    ]  # fmt: skip
+    extra = ["language"]
+    if scored:
+        assert config.backbone is not None
+        rubric = load_rubric(config.rubric)
+        nodes += [
+            Select(policy.before("scores"), "survivors", "survivors"),
+            Sample(config.sample),
+            Grade(_absolute(config.oracle), rubric, config.oracle_tokens, config.oracle_threads),
+            Heads(config.backbone.resolve(), rubric, config.heads, config.calibration),
+            Score(config.backbone.resolve()),
+        ]
+        extra.append("scores")
+    nodes += [
+        Select(policy, heads=scored),
+        Pack("shards_filtered", "shards/filtered", config.pack, "selection", extra, config.mixture),
+        Publish("shards_filtered", config.publish),
+    ]
+    return ingest, nodes
+
+
+def _with_sources(config: PipelineConfig) -> IngestConfig:
+    from dataclasses import replace
+
+    return replace(config.ingest, sources=tuple(config.sources)) if config.sources else config.ingest
+
+
+def _absolute(oracle: str) -> str:
+    """Workers on Ray may have another working folder."""
+    return oracle if oracle.startswith(("http://", "https://")) else str(Path(oracle).resolve())
+
+
+def report(run: Path) -> Path:
+    """Build RUN/report/index.html and say where it is."""
+    from gristmill.report.page import build as build_page
+
+    page = build_page(run)
+    print(f"report: {page}", file=sys.stderr)
+    return page

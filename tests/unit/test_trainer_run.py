@@ -1,0 +1,381 @@
+"""Training runs: accumulation, kill and resume to the bit, refusals, evaluation, comparison, and the command line."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from gristmill.base.errors import DataError, GristmillError, UsageError
+from gristmill.base.files import read_json, write_json
+from gristmill.shards import manifest, reader, writer
+from gristmill.trainer import checkpoint, cli, compare, data, evaluate, generate, loop
+from gristmill.trainer.config import BatchConfig, TrainConfig
+from gristmill.trainer.data import Document, Example
+from gristmill.trainer.model import precision
+from gristmill.trainer.model.config import ModelConfig, ModelSection
+from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.optim.schedule import learning_rate
+from gristmill.trainer.step import accumulate, train_step
+
+SMALL = ModelSection(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """Two sources, cut from the standard library's own help texts, under a byte-level BPE of 400 tokens."""
+    from pydoc_data.topics import topics
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("shards")
+    paragraphs = [text.strip() for topic in sorted(topics)[:30] for text in topics[topic].split("\n\n") if text.strip()]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    settings = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(paragraphs, settings)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    sha = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    about = manifest.TokenizerInfo(name="tiny", sha256=sha, vocab_size=tokenizer.get_vocab_size(), eos_id=0)
+    for name, texts in (("even", paragraphs[::2]), ("odd", paragraphs[1::2])):
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        table = pa.table(
+            {
+                "id": [f"{name}-{number}" for number in range(len(texts))],
+                "tokens": pa.array(ids, pa.list_(pa.uint16())),
+                "file": [f"{name}.txt"] * len(texts),
+                "row": pa.array(range(len(texts)), pa.int64()),
+                "score": pa.nulls(len(texts), pa.float32()),
+                "language": pa.nulls(len(texts), pa.string()),
+            }
+        )
+        writer.write_source(folder, writer.SourceSpec(name=name, tokenizer=about, valid_fraction=0.15), [table])
+    text = '[mixture]\nname = "both"\n[mixture.weights]\neven = 2\nodd = 1\n[mixture.max_epochs]\ndefault = 100\n'
+    (folder / "both.toml").write_text(text)
+    writer.write_manifest(folder, [folder / "both.toml"])
+    return folder
+
+
+def config(shards: Path, output: Path, **changes) -> TrainConfig:
+    base = TrainConfig(
+        mixture="both", data=str(shards), output=str(output), tokens=8 * 4 * 32, checkpoint_every=3, validate_every=4,
+        validate_tokens=300, model=SMALL, batch=BatchConfig(sequence=32, sequences=4, micro=2),
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="session")
+def finished(shards, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    loop.train(config(shards, folder))
+    return folder
+
+
+def steps_of(folder: Path) -> list[dict]:
+    """Events without what depends on the clock, and without checkpoints, whose number depends on interruptions."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    timeless = [
+        {key: value for key, value in event.items() if key not in ("time", "tokens_per_second")} for event in events
+    ]
+    return [event for event in timeless if event["type"] != "checkpoint"]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    newest = [checkpoint.latest(folder) for folder in (a, b)]
+    assert newest[0] is not None and newest[1] is not None
+    files = ("model.safetensors", "optimizer.safetensors")
+    return all((newest[0] / name).read_bytes() == (newest[1] / name).read_bytes() for name in files)
+
+
+def small_model(**changes) -> Transformer:
+    shape = {
+        field: value for field, value in dataclasses.asdict(SMALL).items() if value is not None and field != "preset"
+    }
+    model = Transformer(ModelConfig(vocab=50, **shape | changes), precision.build("fp32"))
+    model.initialise(0)
+    return model
+
+
+def random_example(rows: int, length: int, vocab: int = 50) -> Example:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, vocab, (rows, length + 1), generator=generator)
+    return Example(ids[:, :-1], ids[:, 1:], torch.rand(rows, length, generator=generator) < 0.1)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(micro):
+    example = random_example(5, 24)  # 5 rows: the last micro-batch is smaller
+    whole, parts = small_model(aux_loss=1.0, z_loss=1.0), small_model(aux_loss=1.0, z_loss=1.0)
+    expected, got = accumulate(whole, example, 5), accumulate(parts, example, micro)
+    for a, b in zip(expected, got):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, atol=2e-7, rtol=1e-4, msg=name)
+
+
+def test_every_expert_and_the_router_move_in_a_step():
+    from gristmill.trainer.optim import adamw
+
+    model = small_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = adamw.build(model, OptimizerConfig())
+    result = train_step(model, optimizer, random_example(8, 32), 4, 1e-3, 1.0)
+    assert all(sum(layer) == pytest.approx(1, abs=1e-3) for layer in result.load_LE)
+    for name, value in model.state_dict().items():
+        moved = (value != before[name]).flatten(1) if name.startswith("moe.experts") else (value != before[name])
+        assert moved.any(), name
+
+
+def test_decay_spares_norms_and_embeddings():
+    from gristmill.trainer.optim import adamw
+
+    model = small_model(tie_embeddings=False)
+    decayed = {id(parameter) for parameter in adamw.build(model, OptimizerConfig()).param_groups[0]["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+    assert "blocks.0.moe.experts.down_EDF" in names and "blocks.1.attention.query.weight" in names
+    assert not {name for name in names if "norm" in name or name in ("embedding_VD", "head_VD")}
+
+
+def test_schedule_warms_up_and_decays():
+    about = OptimizerConfig(learning_rate=1.0, warmup=0.1, final=0.2)
+    rates = [learning_rate(about, step, 100) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[-1] == pytest.approx(0.2)
+    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
+    assert learning_rate(dataclasses.replace(about, warmup=0.0), 1, 1) == pytest.approx(0.2)
+
+
+def test_segments_begin_at_the_eos_before_a_document(shards):
+    opened = data.open_training(config(shards, Path("unused")))
+    example = next(data.examples(opened, 16, 0, torch.device("cpu")))
+    assert example.inputs_BS.dtype == torch.int64 and example.inputs_BS.shape == (16, 32)
+    assert torch.equal(example.inputs_BS[:, 1:], example.targets_BS[:, :-1])
+    assert torch.equal(example.starts_BS, example.inputs_BS == 0)  # 0 is EOS, and ends nothing but documents here
+    assert example.starts_BS.any()
+
+
+def test_run_folder(finished):
+    run = read_json(finished / "run.json")
+    assert (run["format"], run["status"], run["step"], run["tokens"]) == ("gristmill.train/1", "done", 8, 1024)
+    assert run["parameters"] > run["active_parameters"] > 0 and run["data"]["content_id"] and run["plan"]
+    events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["type"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 9))
+    assert steps[0]["loss"] == pytest.approx(math.log(400), rel=0.02)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert np.array(steps[0]["router"]["load"]).shape == (2, 4) and len(steps[0]["router"]["entropy"]) == 2
+    validations = [event for event in events if event["type"] == "validation"]
+    assert [event["step"] for event in validations] == [4, 8]
+    assert set(validations[0]["by_source"]) == {"even", "odd"} and validations[0]["bits_per_byte"] > 0
+    assert [path.name for path in checkpoint.checkpoints(finished)] == ["step-00000006", "step-00000008"]
+
+
+def test_a_crash_between_checkpoints_resumes_to_the_same_bits(shards, tmp_path, finished, monkeypatch):
+    folder = tmp_path / "crashed"
+    real, calls = loop.train_step, []
+
+    def crash_at_fifth(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise OSError("the machine is gone")
+        return real(*args)
+
+    monkeypatch.setattr(loop, "train_step", crash_at_fifth)
+    with pytest.raises(OSError):
+        loop.train(config(shards, folder))
+    assert read_json(folder / "run.json")["status"] == "failed"
+    with (folder / "events.jsonl").open("a") as file:
+        file.write('{"type": "step", "st')  # a line cut short
+    monkeypatch.setattr(loop, "train_step", real)
+    torch.manual_seed(999)  # resume must bring back the random state itself
+    loop.resume(folder)
+    assert same_weights(folder, finished)
+    assert steps_of(folder) == steps_of(finished)
+
+
+def test_sigterm_saves_exits_143_and_the_same_command_goes_on(shards, tmp_path, finished):
+    folder = tmp_path / "stopped"
+    about = config(shards, folder)
+    flags = [f"--{name}={getattr(about, name)}" for name in ("mixture", "data", "output", "tokens")]
+    flags += ["--checkpoint-every=3", "--validate-every=4", "--validate-tokens=300"]
+    flags += [f"--batch.{name}={value}" for name, value in dataclasses.asdict(about.batch).items()]
+    flags += [f"--model.{name}={value}" for name, value in dataclasses.asdict(SMALL).items() if value is not None]
+    # Steps slowed down, so that the signal finds the run under way.
+    slow = "import time; from gristmill.trainer import loop; real = loop.train_step\n"
+    slow += "def step(*args):\n    time.sleep(0.5)\n    return real(*args)\nloop.train_step = step\n"
+    code = slow + "import sys; from gristmill.trainer import cli; cli.main()"
+    process = subprocess.Popen([sys.executable, "-c", code, "run", *flags], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not ((folder / "events.jsonl").exists() and steps_of(folder)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 143, messages
+    assert read_json(folder / "run.json")["status"] == "interrupted"
+    stopped_at = checkpoint.position(checkpoint.latest(folder))  # pyright: ignore
+    assert 1 <= stopped_at.step < 8 and stopped_at.next_sequence == stopped_at.step * 4
+    assert cli.run(flags) == 0
+    assert same_weights(folder, finished)
+    assert steps_of(folder) == steps_of(finished)
+
+
+def test_a_finished_run_is_left_alone_and_another_configuration_refused(shards, finished):
+    before = (finished / "run.json").read_bytes()
+    loop.train(config(shards, finished))
+    assert (finished / "run.json").read_bytes() == before
+    other = config(shards, finished, optimizer=OptimizerConfig(learning_rate=0.5))
+    with pytest.raises(UsageError, match=r"optimizer\.learning_rate = 0\.003, now 0\.5"):
+        loop.train(other)
+
+
+def test_a_damaged_checkpoint_is_named(shards, tmp_path):
+    folder = tmp_path / "run"
+    loop.train(config(shards, folder, validate_tokens=0))
+    run = read_json(folder / "run.json")
+    write_json(folder / "run.json", run | {"status": "interrupted"})
+    newest = checkpoint.latest(folder)
+    assert newest is not None
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"model\.safetensors: its sha256"):
+        loop.resume(folder)
+
+
+def test_divergence_stops_with_the_mend(shards, tmp_path):
+    wild = OptimizerConfig(learning_rate=1e30, warmup=0.0, clip=0.0)
+    with pytest.raises(GristmillError, match=r"step \d: loss .*lower --optimizer.learning-rate"):
+        loop.train(config(shards, tmp_path / "wild", optimizer=wild))
+    assert read_json(tmp_path / "wild" / "run.json")["status"] == "failed"
+
+
+def test_packed_scores_equal_documents_scored_alone():
+    model = small_model()
+    generator = np.random.default_rng(0)
+    lengths = [1, 5, 16, 17, 40, 3, 16, 7] * 9  # more than one batch of rows; some longer than a window
+    documents = [
+        Document("s", str(i), generator.integers(1, 50, n).astype(np.uint16), n) for i, n in enumerate(lengths)
+    ]
+    got = evaluate.score(model, documents, sequence=16, eos=0)
+    for document, nll in zip(documents, got):
+        wanted = 0.0
+        inputs = np.concatenate(([0], document.tokens[:-1])).astype(np.int64)
+        for start in range(0, len(inputs), 16):
+            x = torch.from_numpy(inputs[None, start : start + 16])
+            y = torch.from_numpy(document.tokens[None, start : start + 16].astype(np.int64))
+            wanted += torch.nn.functional.cross_entropy(model.logits(x)[0], y[0], reduction="sum").item()
+        assert nll == pytest.approx(wanted, rel=1e-5)
+
+
+def test_evaluate_counts_bytes_and_sums_per_document(shards, finished):
+    summary = evaluate.evaluate(finished, str(shards))
+    rows = parquet.read_table(finished / "evaluation.parquet").to_pylist()
+    assert summary["documents"] == len(rows) and {row["source"] for row in rows} == {"even", "odd"}
+    nats, size = sum(row["nll"] for row in rows), sum(row["bytes"] for row in rows)
+    assert summary["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+    assert read_json(finished / "evaluation.json") == summary
+    from pydoc_data.topics import topics
+
+    texts = [text.strip() for topic in sorted(topics)[:30] for text in topics[topic].split("\n\n") if text.strip()]
+    by_id = {f"{'odd' if i % 2 else 'even'}-{i // 2}": text for i, text in enumerate(texts)}
+    assert all(row["bytes"] == len(by_id[row["id"]].encode()) for row in rows)
+
+
+def planted(folder: Path, nll: np.ndarray, size: np.ndarray, tokens: int = 1000, sources: int = 2) -> Path:
+    folder.mkdir()
+    names = [f"s{i % sources}" for i in range(len(nll))]
+    table = {"source": names, "id": [str(i) for i in range(len(nll))], "tokens": size // 4, "bytes": size, "nll": nll}
+    parquet.write_table(pa.table(table), folder / "evaluation.parquet")
+    part = {"optimizer": {}, "batch": {}, "precision": "fp32", "seed": 0}
+    write_json(folder / "run.json", {"tokens": tokens, "model": {}, "config": part})
+    return folder
+
+
+def test_compare_finds_planted_differences_and_no_others(tmp_path):
+    generator = np.random.default_rng(0)
+    size = generator.integers(200, 2000, 400)
+    hard = size * generator.normal(0.9, 0.3, 400)  # documents differ far more than the runs do
+    a = planted(tmp_path / "a", hard, size)
+    gain = size * generator.normal(0.01, 0.02, 400)
+    better = planted(tmp_path / "better", hard - gain, size)
+    same = planted(tmp_path / "same", hard + size * generator.normal(0.0, 0.02, 400), size, tokens=2000)
+    result = compare.compare(better, a)
+    assert [row["verdict"] for row in result["sets"]] == ["better"] * 3
+    assert result["sets"][0]["difference"] == pytest.approx(-gain.sum() / size.sum() / math.log(2))
+    low, high = result["sets"][0]["ci95"]
+    assert low < result["sets"][0]["difference"] < high < 0 and result["budget_tokens"] == 1000
+    assert [row["verdict"] for row in compare.compare(a, better)["sets"]] == ["worse"] * 3
+    level = compare.compare(same, a)
+    assert [row["verdict"] for row in level["sets"]] == ["no difference"] * 3
+    assert level["budget_tokens"] is None and "budgets differ" in level["note"]
+    assert "better is better" in compare.table(result)
+
+
+def test_compare_gives_no_verdict_on_few_documents_and_refuses_different_ones(tmp_path):
+    size = np.full(10, 1000)
+    a = planted(tmp_path / "a", np.full(10, 900.0), size, sources=1)
+    b = planted(tmp_path / "b", np.full(10, 500.0), size, sources=1)
+    result = compare.compare(b, a)
+    assert [row["verdict"] for row in result["sets"]] == ["no difference"] and "too few" in result["note"]
+    c = planted(tmp_path / "c", np.full(9, 500.0), size[:9], sources=1)
+    with pytest.raises(DataError, match="different documents"):
+        compare.compare(a, c)
+
+
+def test_generate_is_seeded_and_export_loads(finished, tmp_path, capsys):
+    text = generate.generate(finished, "The", tokens=12, seed=1)
+    assert text.startswith("The") and text == generate.generate(finished, "The", tokens=12, seed=1)
+    cli.export(finished, tmp_path / "hf")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.decode(tokenizer("The return").input_ids) == "The return" and tokenizer.eos_token_id == 0
+    ids = torch.tensor([[0, *tokenizer("The return").input_ids]])
+    from gristmill.trainer.run_folder import load_model
+
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(finished).model.logits(ids), model(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_wrong_tokenizer_and_wrong_keys_are_refused(shards, tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(DataError, match="not the tokenizer"):
+        data.find_tokenizer(str(tmp_path / "other.json"), reader.open_dataset(shards))
+    (tmp_path / "run.toml").write_text("[optimizer]\nlearning_rat = 0.1\n")
+    with pytest.raises(UsageError, match=r"optimizer\.learning_rat.*did you mean 'learning_rate'"):
+        cli.run(["--config", str(tmp_path / "run.toml")])
+    with pytest.raises(UsageError, match="batch"):
+        config(shards, tmp_path, tokens=5)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["compare", "--help"]])
+def test_help_does_not_import_torch(arguments):
+    code = f"import sys; sys.argv = ['trainer', *{arguments!r}]\nfrom gristmill.trainer import cli\ncli.main()"
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert process.returncode == 0 and "trainer" in process.stdout
+    imported = set(re.findall(r"\|\s+(\w+)$", process.stderr, re.MULTILINE))
+    assert "tyro" in imported and not imported & {"torch", "transformers", "pyarrow"}
