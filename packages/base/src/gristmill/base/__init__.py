@@ -1,1 +1,1 @@
-"""What every Gristmill package stands on: errors with exit codes, atomic files, typed configuration, command lines, progress."""
+"""What every Gristmill package stands on: errors, atomic files, typed configuration, command lines, progress."""

@@ -1,4 +1,4 @@
-"""How every console script behaves: sub-commands from typed functions, one-line errors, and exit codes that mean something.
+"""How every console script behaves: typed sub-commands, one-line errors, exit codes that mean something.
 
 0 done, 1 failed, 2 wrong usage, 3 a data check failed, 4 too much quarantined, 130 interrupted, 143 terminated.
 stdout carries the result; progress and errors go to stderr.

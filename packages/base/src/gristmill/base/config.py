@@ -1,4 +1,4 @@
-"""Configuration as frozen dataclasses: defaults < TOML < command line. An unknown key is refused with its nearest name."""
+"""Configuration as frozen dataclasses: defaults < TOML < command line. An unknown key is refused."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Put a finished folder in its place. The old one, if any, is moved aside first, so a crash leaves one of the two."""
+    """Put a finished folder in its place. The old one is moved aside first: a crash leaves one of the two."""
     aside = final.with_name(f".{final.name}.old-{os.getpid()}")
     if final.exists():
         final.replace(aside)

@@ -1,4 +1,4 @@
-"""Progress that works in a terminal and in a log file: a live bar on a TTY, else one line per interval, always on stderr."""
+"""Progress that works in a terminal and in a log file: a live bar on a TTY, else lines, always on stderr."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+                TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rates]}"), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task(self.label, total=self.total, rates="")
             self._bar.start()

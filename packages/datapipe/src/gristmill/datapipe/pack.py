@@ -1,4 +1,4 @@
-"""Pack: the documents that a selection keeps, as tokenised shards; publish: those shards where others can fetch them."""
+"""Pack: the documents that a selection keeps, as tokenised shards. Publish: the shards where others can fetch them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,16 @@ class Pack(Step):
 
     version = 1
 
-    def __init__(self, name: str, folder: str, config: PackConfig, selection: str | None, extra: Sequence[str] = (), mixtures: Sequence[Path] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        config: PackConfig,
+        selection: str | None,
+        extra: Sequence[str] = (),
+        mixtures: Sequence[Path] = (),
+    ) -> None:
+        """`extra`: annotations to carry into the shards' provenance, of language and scores."""
         self.name, self.folder = name, folder
         self.config = {"pack": config, "selection": selection}
         self._config, self._selection, self._mixtures = config, selection, tuple(mixtures)
@@ -91,8 +100,8 @@ class Pack(Step):
             keep = pc.and_(self._keep(inputs, part), pc.equal(documents["source"], source).combine_chunks())  # type: ignore[attr-defined]
             if not pc.any(keep).as_py():  # type: ignore[attr-defined]
                 continue
-            ids = documents["id"].to_pylist()
-            names = [f"{i}@{f}:{r}" if i in repeated else i for i, f, r in zip(ids, documents["file"].to_pylist(), documents["row"].to_pylist())]  # fmt: skip
+            origins = zip(*(documents[name].to_pylist() for name in ("id", "file", "row")))
+            names = [f"{name}@{file}:{row}" if name in repeated else name for name, file, row in origins]
             count = len(documents)
             table = pa.table(
                 {

@@ -1,14 +1,14 @@
 """The policy: an ordered list of rules over annotations, as TOML. Scores are stored; only this file decides.
 
 A threshold rule keeps a document whose value lies in [min, max] or in a set; a cluster rule keeps one member of each
-cluster of duplicates, among those that earlier rules kept. The first rule that fails is the reason. A threshold may name a number that
-calibration found (`min = "@tau_keep"`), and each may be set apart per source.
+cluster of duplicates, among those that earlier rules kept. The first rule that fails is the reason. A threshold may
+name a number that calibration found (`min = "@tau_keep"`), and each may be set apart per source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +84,7 @@ def load_policy(path: Path) -> Policy:
 Column = Callable[[str, str], pa.ChunkedArray]
 """(annotation, column) -> values of all rows."""
 Resolve = Callable[[str, str], float | None]
-"""(name of a calibrated threshold, source) -> its value; None where calibration certified none (the rule then passes)."""
+"""(name of a calibrated threshold, source) -> its value; None where there is none (the rule then passes)."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _number(rule: Rule, value: Threshold, source: str, resolve: Resolve) -> floa
 
 
 def _one_of_each(rule: Rule, alive: NDArray[np.bool_], column: Column) -> NDArray[np.bool_]:
-    """Of each cluster's documents that are still alive, the one that `rule.keep` prefers; ties go to the earliest row."""
+    """Of each cluster's documents still alive, the one that `rule.keep` prefers; ties go to the earliest row."""
     cluster = column(rule.column, "cluster").to_numpy()
     rows = np.flatnonzero(alive)
     match rule.keep:
@@ -176,9 +176,12 @@ def as_json(policy: Policy, decision: Decision) -> Mapping[str, object]:
     """The policy as applied: every rule with the numbers that each source met."""
     rules: Sequence[Mapping[str, object]] = [
         {
-            "name": rule.name, "column": rule.column, "keep": rule.keep, "missing": rule.missing,
-            "sources": {s: {"min": b.min, "max": b.max, "allowed": list(b.allowed)} for s, b in decision.bounds[rule.name].items()},
+            "name": rule.name,
+            "column": rule.column,
+            "keep": rule.keep,
+            "missing": rule.missing,
+            "sources": {source: asdict(bounds) for source, bounds in decision.bounds[rule.name].items()},
         }
         for rule in policy.rule
-    ]  # fmt: skip
+    ]
     return {"name": policy.name, "rules": rules}

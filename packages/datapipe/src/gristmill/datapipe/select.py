@@ -104,7 +104,9 @@ def _explain_row(run: Path, policy: dict[str, list[dict]], part: str, row: int) 
             lines.append(f"  {rule['name']}: cluster {values['cluster']} of {values['size']}, keeps the {rule['keep']}")
         else:
             bounds = rule["sources"].get(document["source"], {})
-            told = ", ".join(f"{key} {json.dumps(value)}" for key, value in bounds.items() if value not in (None, []))
+            told = ", ".join(
+                f"{key} {json.dumps(value)}" for key, value in bounds.items() if value not in (None, [], ())
+            )
             lines.append(f"  {rule['name']}: {rule['column']} = {json.dumps(values[name])} ({told or 'no bound'})")
         if rule["name"] == chosen["reason"]:
             lines[-1] += "  <- dropped here"

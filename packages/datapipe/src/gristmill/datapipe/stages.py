@@ -1,4 +1,4 @@
-"""The stages and steps of the data side, one small class each: what they read, what they write, which kernel does it."""
+"""The stages and steps of the data side, one small class each: what it reads, what it writes, which kernel does it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class TokenizerConfig:
 
 
 class TrainTokenizer(Step):
-    """tokenizer/tokenizer.json: byte-level BPE learned from this run's documents, for models too small for a big one."""
+    """tokenizer/tokenizer.json: byte-level BPE learned from this run's documents, for models too small for more."""
 
     name, folder, version = "tokenizer", "tokenizer", 1
     requires = ("documents",)

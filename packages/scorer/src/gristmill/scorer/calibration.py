@@ -132,8 +132,9 @@ def final_quality(probe: np.ndarray, judge: np.ndarray | None, tau_drop: float |
 def calibrate(labelled: Labelled, unlabelled: Unlabelled, config: CalibrationConfig) -> dict[str, Any]:
     """The content of calibration.json from predictions alone.
 
-    One tau_drop is certified over all sources together (the bound holds for the mix of the label sample); tau_keep, the
-    rate it reaches and score deciles (for drift) stand per source. Where a source's tau_keep is below tau_drop, that
+    One rank is certified over all sources together (the bound holds for the mix of the label sample), and tau_drop is
+    each source's own quantile at that rank: an oracle that likes one source less would else forbid every exit. tau_keep,
+    the rate it reaches and score deciles (for drift) stand per source. Where a source's tau_keep is below tau_drop, that
     source's tau_drop is lowered to it, which can only lower false drops.
 
     Raises:
@@ -146,12 +147,17 @@ def calibrate(labelled: Labelled, unlabelled: Unlabelled, config: CalibrationCon
     if scored.sum() < MINIMUM_UNLABELLED:
         raise DataError(f"calibration: {int(scored.sum())} scored unlabelled documents, {MINIMUM_UNLABELLED} needed")
     good = good_documents(oracle, sources, config)
-    drop = drop_threshold(probe[good], unlabelled.probe[scored], config)
     names = np.asarray(unlabelled.source, dtype=object)
+    reference = _reference(unlabelled, scored)
+    drop = drop_threshold(
+        _ranks(probe[good], [source for source, kept in zip(sources, good) if kept], reference),
+        _ranks(unlabelled.probe[scored], list(names[scored]), reference),
+        config,
+    )
     groups = {ALL: _group(unlabelled, scored, config.keep_default, drop, ALL)}
     for source in sorted({str(name) for name in names[scored]}):
         rows = scored & (names == source)
-        enough = int(rows.sum()) >= MINIMUM_UNLABELLED
+        enough = source in reference
         groups[source] = _group(unlabelled, rows if enough else scored, config.rate(source), drop, source)
         groups[source] |= {"parent": None if enough else ALL, "n": int(rows.sum())}
     return {
@@ -163,16 +169,37 @@ def calibrate(labelled: Labelled, unlabelled: Unlabelled, config: CalibrationCon
         "n_good": drop.n_good,
         "errors": drop.errors,
         "fd_upper": drop.fd_upper,
-        "tau_drop": drop.tau_drop,
+        "drop_rank": drop.tau_drop,
+        "tau_drop": groups[ALL]["tau_drop"],
         "exit_rate": drop.exit_rate,
         "groups": groups,
     }
 
 
+def _reference(unlabelled: Unlabelled, scored: np.ndarray) -> dict[str, np.ndarray]:
+    """Sorted probe scores of each source that has enough of them, and of all together."""
+    names = np.asarray(unlabelled.source, dtype=object)
+    found = {ALL: np.sort(unlabelled.probe[scored])}
+    for source in sorted({str(name) for name in names[scored]}):
+        own = unlabelled.probe[scored & (names == source)]
+        if len(own) >= MINIMUM_UNLABELLED:
+            found[source] = np.sort(own)
+    return found
+
+
+def _ranks(probe: np.ndarray, sources: Sequence[str], reference: dict[str, np.ndarray]) -> np.ndarray:
+    """Where each score stands among its source's, in [0, 1]: rank < q exactly where score < the source's quantile q."""
+    ranks = np.empty(len(probe))
+    for at, (score, source) in enumerate(zip(probe, sources)):
+        ladder = reference.get(source, reference[ALL])
+        ranks[at] = np.interp(score, ladder, np.linspace(0, 1, len(ladder)))
+    return ranks
+
+
 def _group(unlabelled: Unlabelled, rows: np.ndarray, rate: float, drop: Threshold, name: str) -> dict[str, Any]:
     probe = unlabelled.probe[rows]
     judge = unlabelled.judge[rows] if unlabelled.judge is not None else None
-    tau_drop = drop.tau_drop
+    tau_drop = None if drop.tau_drop is None else float(np.quantile(probe, drop.tau_drop))
     for _attempt in range(8):
         quality = final_quality(probe, judge, tau_drop)
         tau_keep = float(np.quantile(quality, 1 - rate))

@@ -195,7 +195,7 @@ def read_source_manifest(path: Path) -> SourceManifest:
 
 
 def dataset_files(root: Path, manifest: DatasetManifest) -> Iterator[FileEntry]:
-    """Every data file below `root` with its checksum: shards, source manifests, mixtures, tokenizer. Paths start at `root`.
+    """Every data file with its checksum: shards, source manifests, mixtures, tokenizer. Paths start at `root`.
 
     The card (README.md) and manifest.json itself are not among them.
     """

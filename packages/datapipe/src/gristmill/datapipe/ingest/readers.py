@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 ZSTD_MAX_WINDOW = 2**27  # 128 MiB: `zstd --long=27`, the largest that the command line tool opens unasked
+FEED_BYTES = 2**12
 SAMPLE_CHARACTERS = 200
 
 
@@ -98,11 +98,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _decompressed(raw: BinaryIO, name: str) -> io.BufferedIOBase:
     lower = name.lower()
+    stream: Any = raw
     if lower.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), 2**20)  # type: ignore[arg-type]
-    if lower.endswith(".zst"):
-        return io.BufferedReader(_ZstdStream(raw), 2**20)
-    return io.BufferedReader(raw, 2**20)  # type: ignore[arg-type]
+        stream = _Frames(raw, lambda: zlib.decompressobj(wbits=31))
+    elif lower.endswith(".zst"):
+        stream = _Frames(raw, lambda: zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW).decompressobj())
+    return io.BufferedReader(stream, 2**20)
 
 
 def _lines(stream: io.BufferedIOBase, limit: int) -> Iterator[bytes | int]:
@@ -117,11 +118,15 @@ def _lines(stream: io.BufferedIOBase, limit: int) -> Iterator[bytes | int]:
         yield length + len(piece)
 
 
-class _ZstdStream(io.RawIOBase):
-    """Decompresses frame after frame; unlike zstandard's own reader it raises when the last frame is cut off."""
+class _Frames(io.RawIOBase):
+    """Decompresses one gzip member or zstd frame after the other, giving all that comes before any damage.
 
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
+    Raises EOFError when the last one is cut off, which zstandard's own reader does not. Input is fed in small pieces,
+    so that a bomb (zstd packs 128 KiB into 4 bytes) cannot fill the memory before the line limit stops it.
+    """
+
+    def __init__(self, raw: BinaryIO, start: Callable[[], Any]) -> None:
+        self._raw, self._start = raw, start
         self._frame: Any = None
         self._input = b""
         self._output = memoryview(b"")
@@ -131,14 +136,16 @@ class _ZstdStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._output:
+            self._input = self._input or self._raw.read(FEED_BYTES)
             if not self._input:
-                self._input = self._raw.read(2**17)
-                if not self._input:
-                    if self._frame is not None:
-                        raise EOFError("the last zstd frame is cut off")
-                    return 0
+                if self._frame is not None:
+                    raise EOFError("the last compressed frame is cut off")
+                return 0
             if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW).decompressobj()
+                self._input = self._input.lstrip(b"\0")  # tapes and some writers pad with zeros
+                if not self._input:
+                    continue
+                self._frame = self._start()
             self._output = memoryview(self._frame.decompress(self._input))
             self._input = b""
             if self._frame.eof:

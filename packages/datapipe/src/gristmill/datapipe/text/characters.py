@@ -20,7 +20,7 @@ _WORD_PER_CHARACTER = (
 
 @functools.cache
 def tables() -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
-    """(class, folded) by code point. Folding is the lower case where that is one character; combining marks are letters."""
+    """(class, folded) by code point. Folding is the lower case where that is one character; marks count as letters."""
     size = 0x110000
     classes = np.zeros(size, np.uint8)
     folded = np.arange(size, dtype=np.uint32)

@@ -26,7 +26,7 @@ _SECOND_PRIME = np.uint64(0xD6E8FEB86659FD93)
 
 @dataclass(frozen=True)
 class Features:
-    """Flat arrays over a batch; `*_offsets` (documents + 1) say where each document's items start. Lengths in characters."""
+    """Flat arrays over a batch; `*_offsets` (documents + 1) say where a document's items start. Lengths: characters."""
 
     word_hash: NDArray[np.uint64]
     word_length: NDArray[np.int32]
@@ -56,17 +56,26 @@ def featurise(texts: pa.ChunkedArray | pa.Array) -> Features:
     data = np.frombuffer(buffers[2], np.uint8) if buffers[2] is not None and buffers[2].size else np.zeros(1, np.uint8)
     classes, folded = characters.tables()
     sizes = np.zeros((len(normal) + 1, 3), np.int64)
-    empty_hash, empty_length = np.zeros(0, np.uint64), np.zeros(0, np.int32)
     counts = np.zeros((len(normal), CLASSES), np.int64)
     identity = np.zeros((len(normal), 2), np.uint64)
-    nothing = (empty_hash, empty_length, empty_hash, empty_length, empty_hash, empty_length)
-    _scan(data, offsets, classes, folded, sizes, counts, identity, *nothing, False)
+    hashes, lengths = np.zeros(0, np.uint64), np.zeros(0, np.int32)  # the first scan only counts
+    _scan(
+        data, offsets, classes, folded, sizes, counts, identity,
+        hashes, lengths, hashes, lengths, hashes, lengths, False,
+    )  # fmt: skip
     starts = np.cumsum(sizes, axis=0)
-    arrays = [np.empty(starts[-1, kind], dtype) for kind in range(3) for dtype in (np.uint64, np.int32)]
-    _scan(data, offsets, classes, folded, starts, counts, identity, *arrays, True)
+    words, lines, paragraphs = starts[-1]
+    word_hash, word_length = np.empty(words, np.uint64), np.empty(words, np.int32)
+    line_hash, line_length = np.empty(lines, np.uint64), np.empty(lines, np.int32)
+    paragraph_hash, paragraph_length = np.empty(paragraphs, np.uint64), np.empty(paragraphs, np.int32)
+    _scan(
+        data, offsets, classes, folded, starts, counts, identity,
+        word_hash, word_length, line_hash, line_length, paragraph_hash, paragraph_length, True,
+    )  # fmt: skip
+    word_offsets, line_offsets, paragraph_offsets = (starts[:, kind].copy() for kind in range(3))
     return Features(
-        arrays[0], arrays[1], starts[:, 0].copy(), arrays[2], arrays[3], starts[:, 1].copy(),
-        arrays[4], arrays[5], starts[:, 2].copy(), counts, identity,
+        word_hash, word_length, word_offsets, line_hash, line_length, line_offsets,
+        paragraph_hash, paragraph_length, paragraph_offsets, counts, identity,
     )  # fmt: skip
 
 
@@ -117,7 +126,7 @@ def _scan(
                 if fill:
                     counts[document, kind] += 1
             fold = np.uint64(folded[code])
-            if kind == LETTER or kind == DIGIT:
+            if kind in (LETTER, DIGIT):
                 word = (word ^ fold) * _FNV_PRIME
                 length += 1
             else:

@@ -6,6 +6,7 @@ items finish first, and the runner decides. Node loss is retried; bad code is no
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -59,7 +60,7 @@ class InProcess:
 
 
 class OnRay:
-    """Stateless jobs as Ray tasks, on processes that Ray keeps warm; jobs with models as a pool of actors, set up once."""
+    """Stateless jobs as Ray tasks, on processes that Ray keeps warm; jobs with models as actors, set up once."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -75,6 +76,7 @@ class OnRay:
 
     def _tasks(self, job_ref: Any, items: Sequence[Any], options: dict[str, Any]) -> Iterator[Outcome]:
         import ray
+        from ray import exceptions as ray_errors
 
         options |= {"max_retries": LOST_WORKER_RETRIES, "retry_exceptions": False}
         task = ray.remote(_work_once).options(**options)
@@ -88,8 +90,10 @@ class OnRay:
                 item = running.pop(done)
                 try:
                     outcome = ray.get(done)
-                except ray.exceptions.WorkerCrashedError as error:
+                except ray_errors.WorkerCrashedError as error:
                     outcome = _lost(item, error)
+                except ray_errors.RayTaskError as error:  # it could not even be unpickled
+                    outcome = Outcome(item, error="a Ray worker cannot load it", detail=str(error))
                 yield outcome
         finally:
             for reference in running:
@@ -97,8 +101,9 @@ class OnRay:
 
     def _actors(self, job_ref: Any, items: Sequence[Any], resources: Resources) -> Iterator[Outcome]:
         import ray
+        from ray import exceptions as ray_errors
 
-        actor_class = ray.remote(_Worker).options(**_options(resources))
+        actor_class: Any = ray.remote(_Worker).options(**_options(resources))
         size = max(1, min(len(items), int(self.workers // max(resources.cpus, 1e-9)) or 1))
         pool = [actor_class.remote(job_ref) for _ in range(size)]
         queue = [(item, 0) for item in reversed(items)]
@@ -121,7 +126,9 @@ class OnRay:
                 try:
                     outcome = ray.get(done)
                     idle.append(actor)
-                except ray.exceptions.RayActorError as error:
+                except ray_errors.RayTaskError as error:
+                    outcome = Outcome(item, error="a Ray worker cannot load it", detail=str(error))
+                except ray_errors.RayActorError as error:
                     pool.remove(actor)
                     pool.append(fresh := actor_class.remote(job_ref))
                     starting[fresh.ping.remote()] = fresh
@@ -146,7 +153,7 @@ def start(workers: int) -> Executor:
 
 
 class _Worker:
-    """Runs one job; the same code in this process and in a Ray actor. Setup is lazy, so that its failure is an outcome."""
+    """Runs one job, in this process or in a Ray actor. Setup is lazy, so that its failure is an outcome."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -195,6 +202,7 @@ def _connect(workers: int) -> bool:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     cluster = os.environ.get("RAY_ADDRESS")
     if not cluster and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
@@ -203,9 +211,11 @@ def _connect(workers: int) -> bool:
     if ray.is_initialized():
         return False
     if cluster:
-        ray.init(logging_level="ERROR")
+        ray.init(logging_level=logging.ERROR)
     else:
-        ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=512 * 2**20, logging_level="ERROR")
+        ray.init(
+            num_cpus=workers, include_dashboard=False, object_store_memory=512 * 2**20, logging_level=logging.ERROR
+        )
     return True
 
 

@@ -29,7 +29,7 @@ class Node(ABC):
     """What stages and steps share. `folder` is the output, relative to the run folder."""
 
     version: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
+    libraries: tuple[str, ...] = ()
     """Distributions whose version changes the output (a tokeniser, a model runtime)."""
 
     name: str

@@ -1,0 +1,136 @@
+"""Ingest of files that are broken in every way that files break: all that is good comes in, all that is bad is told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from gristmill.base.errors import UsageError
+from gristmill.datapipe.document import SCHEMA
+from gristmill.datapipe.ingest.ingest import IngestConfig, IngestJob
+from gristmill.datapipe.ingest.inputs import discover
+
+GOOD = {"id": "a", "text": "one good document", "source": "web", "url": "https://example.org", "score": 3}
+
+
+def ingest(folder: Path, *inputs: Path, **config: object) -> tuple[list[dict], list[dict]]:
+    """(documents, quarantine) of `inputs`."""
+    job = IngestJob(IngestConfig(**config), folder / "documents", folder / "quarantine")  # type: ignore[arg-type]
+    for file in discover(tuple(str(path) for path in inputs)):
+        job(file)
+    documents: list[dict] = []
+    for path in sorted((folder / "documents").glob("part-*.parquet")):
+        table = pq.ParquetFile(path).read()
+        assert table.schema.equals(SCHEMA)
+        documents += table.to_pylist()
+    quarantine = [json.loads(line) for path in sorted((folder / "quarantine").glob("*")) for line in path.open()]
+    return documents, quarantine
+
+
+def line(**values: object) -> bytes:
+    return json.dumps({**GOOD, **values}).encode() + b"\n"
+
+
+def test_every_kind_of_bad_line_is_quarantined_and_the_rest_comes_in(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    lines = [
+        line(id="1"), b"{not json\n", b'{"id": "2"}\n', b'{"text": 5}\n', line(text="  \n "), b"[1, 2]\n",
+        b'{"text": "\xff\xfe broken"}\n', b'{"text": "lone \\ud800 surrogate"}\n', b"\n", line(text="x" * 5000),
+        line(id=None), b'{"text": "' + b"[" * 900 + b"\n", line(id="last")[:-1],
+    ]  # fmt: skip
+    path.write_bytes(b"".join(lines))
+    documents, quarantine = ingest(tmp_path, path, max_line_bytes=4096)
+    assert [document["id"] for document in documents] == ["1", "bad.jsonl:11", "last"]
+    assert documents[0]["row"] == 1 and documents[2]["row"] == 13 and json.loads(documents[0]["meta"]) == {"score": 3}
+    assert [(bad["row"], bad["reason"]) for bad in quarantine] == [
+        (2, "not JSON"), (3, "no text"), (4, "no text"), (5, "empty document"), (6, "not a JSON object"),
+        (7, "invalid UTF-8"), (8, "invalid Unicode"), (10, "line too long"), (12, "not JSON"),
+    ]  # fmt: skip
+    assert {bad["file"] for bad in quarantine} == {"bad.jsonl"}
+
+
+def test_a_huge_line_is_read_past_without_being_held(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "huge.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(line(id="before"))
+        file.write(b'{"text": "')
+        for _ in range(100):
+            file.write(b"x" * 2**20)
+        file.write(b'"}\n' + line(id="after"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    documents, quarantine = ingest(tmp_path, path, max_line_bytes=2**20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 * 1024  # KiB; the line has 100 MiB
+    assert [document["id"] for document in documents] == ["before", "after"]
+    assert quarantine[0]["reason"] == "line too long" and quarantine[0]["row"] == 2
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage"])
+def test_a_corrupt_stream_gives_what_came_before_the_damage(tmp_path: Path, suffix: str, damage: str) -> None:
+    generator = random.Random(0)
+    text = b"".join(line(id=str(n), text=f"document {n} {generator.random()}" * 20) for n in range(2000))
+    data = gzip.compress(text) if suffix == "gz" else zstandard.compress(text)
+    data = data[: len(data) * 2 // 3]
+    if damage == "garbage":
+        data = data[: len(data) // 2] + bytes(generator.randrange(256) for _ in range(200)) + data[len(data) // 2 :]
+    path = tmp_path / f"cut.jsonl.{suffix}"
+    path.write_bytes(data)
+    documents, quarantine = ingest(tmp_path, path)
+    assert suffix == "zst" or 300 < len(documents) < 2000  # zstd decodes block by block, and these are one block
+    # A gzip stream may decode to plausible text for a while after the damage; what came before it is whole.
+    sound = len(documents) if damage == "truncated" else min(len(documents), 300)
+    assert [document["id"] for document in documents[:sound]] == [str(n) for n in range(sound)]
+    assert quarantine[-1]["reason"] in ("corrupt compressed stream", "not JSON", "invalid UTF-8")
+    assert any(bad["reason"] == "corrupt compressed stream" for bad in quarantine)
+
+
+def test_zstd_of_several_frames_and_not_compressed_at_all(tmp_path: Path) -> None:
+    several = tmp_path / "several.jsonl.zst"
+    several.write_bytes(zstandard.compress(line(id="1")) + zstandard.compress(line(id="2")))
+    plain = tmp_path / "plain.jsonl.gz"
+    plain.write_bytes(line(id="3"))
+    documents, quarantine = ingest(tmp_path, several, plain)
+    assert [document["id"] for document in documents] == ["1", "2"]
+    assert [bad["reason"] for bad in quarantine] == ["corrupt compressed stream"]
+
+
+def test_parquet_with_wrong_columns_counts_all_its_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["a", "b", "c"]}), tmp_path / "wrong.parquet")
+    pq.write_table(pa.table({"text": ["x", None, "z"], "n": [1, 2, 3]}), tmp_path / "right.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
+    documents, quarantine = ingest(tmp_path, tmp_path)
+    assert [document["text"] for document in documents] == ["x", "z"]
+    assert documents[1]["source"] == "right" and documents[1]["row"] == 2
+    told = {bad["file"]: (bad["reason"], bad["rows"]) for bad in quarantine}
+    assert told == {
+        "wrong.parquet": ("wrong columns", 3),
+        "right.parquet": ("no text", 1),
+        "broken.parquet": ("corrupt Parquet file", 1),
+    }
+
+
+def test_partitions_are_row_ranges_and_sources_can_be_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_bytes(b"".join(line(id=str(n), source="ab"[n % 2]) for n in range(100)))
+    documents, _ = ingest(tmp_path, path, rows_per_partition=8, sources=("a",))
+    assert [document["id"] for document in documents] == [str(n) for n in range(0, 100, 2)]
+    assert len(list((tmp_path / "documents").glob("part-*.parquet"))) == 7
+
+
+@pytest.mark.parametrize("given", ["nowhere/*.jsonl", "text.txt"])
+def test_inputs_that_cannot_be_read_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("hello")
+    with pytest.raises(UsageError, match="--input"):
+        discover((given,))
