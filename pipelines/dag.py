@@ -39,9 +39,9 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    input: tuple[str, ...]
+    input: tuple[str, ...] = ()
     """Files, folders or globs of JSONL(.gz, .zst) and Parquet, or hf://datasets/ORG/NAME[@REVISION]/PATTERN."""
-    output: Path
+    output: Path = Path("runs/filter_olmo3")
     """The run folder. The same command on the same folder goes on from where it was."""
     sources: tuple[str, ...] = ()
     """Keep only these sources; a row's source is its field `source`, else its file's name up to the first dot."""
@@ -81,6 +81,8 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
     Raises:
         UsageError: the policy asks for scores and there is no oracle, or there is an oracle without a backbone.
     """
+    if not config.input:
+        raise UsageError("--input is missing: files, folders, globs, or hf://datasets/ORG/NAME/PATTERN")
     policy = load_policy(config.policy)
     scored = "scores" in policy.annotations()
     if scored and not config.oracle:
