@@ -133,9 +133,9 @@ def calibrate(labelled: Labelled, unlabelled: Unlabelled, config: CalibrationCon
     """The content of calibration.json from predictions alone.
 
     One rank is certified over all sources together (the bound holds for the mix of the label sample), and tau_drop is
-    each source's own quantile at that rank: an oracle that likes one source less would else forbid every exit. tau_keep,
-    the rate it reaches and score deciles (for drift) stand per source. Where a source's tau_keep is below tau_drop, that
-    source's tau_drop is lowered to it, which can only lower false drops.
+    each source's own quantile at that rank: an oracle that likes one source less would else forbid every exit.
+    tau_keep, the rate it reaches and score deciles (for drift) stand per source. Where a source's tau_keep is below
+    tau_drop, that source's tau_drop is lowered to it, which can only lower false drops.
 
     Raises:
         DataError: too few good labels (see drop_threshold) or fewer than MINIMUM_UNLABELLED unlabelled documents.

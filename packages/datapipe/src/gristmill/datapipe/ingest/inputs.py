@@ -27,7 +27,8 @@ def discover(inputs: tuple[str, ...]) -> list[InputFile]:
     """All input files, in the order of `inputs` and sorted within each.
 
     Raises:
-        UsageError: an input that matches nothing, or whose suffix no reader knows.
+        UsageError: an input that matches nothing, or whose suffix no reader knows; a dataset that the Hub does not have.
+        GristmillError: the Hub refuses, or cannot be reached after several attempts.
     """
     found: dict[Path, str] = {}
     for given in inputs:
@@ -63,27 +64,38 @@ def _from_disk(given: str) -> list[tuple[Path, str]]:
 def _from_hub(given: str) -> list[tuple[Path, str]]:
     """Downloads what matches, at one commit, through the Hub client's own cache (resumable, checked by hash)."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+
+    from gristmill.shards import hub
 
     parts = given.removeprefix(HUB_PREFIX).split("/", 2)
     if len(parts) < 2:
         raise UsageError(f"--input {given}: write hf://datasets/ORG/NAME[@REVISION][/PATTERN]")
     name, _, revision = parts[1].partition("@")
-    repo, pattern = f"{parts[0]}/{name}", parts[2] if len(parts) == 3 else "**"
+    place = hub.HubAddress(f"{parts[0]}/{name}", revision or None)
+    pattern = parts[2] if len(parts) == 3 and parts[2] else "**"
+    repo = place.repository
     try:
-        info = HfApi().dataset_info(repo, revision=revision or None)
-        files = [sibling.rfilename for sibling in info.siblings or []]
-        wanted = sorted(file for file in files if _matches(file, pattern) and known_suffix(file))
-        paths = [hf_hub_download(repo, file, repo_type="dataset", revision=info.sha) for file in wanted]
-    except (HfHubHTTPError, OSError) as error:
-        raise UsageError(f"--input {given}: the Hub refused: {str(error).splitlines()[0]}") from None
-    return [(Path(path), f"{HUB_PREFIX}{repo}@{info.sha}/{file}") for path, file in zip(paths, wanted, strict=True)]
+        info = hub.attempt(place, lambda: HfApi().dataset_info(repo, revision=place.revision))
+    except UsageError as error:
+        raise UsageError(f"--input {error}") from None
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    wanted = sorted(file for file in files if matches(file, pattern) and known_suffix(file))
+    found = []
+    for file in wanted:
+        path = hub.attempt(place, lambda file=file: hf_hub_download(repo, file, repo_type="dataset", revision=info.sha))
+        found.append((Path(path), f"{HUB_PREFIX}{repo}@{info.sha}/{file}"))
+    return found
 
 
-def _matches(file: str, pattern: str) -> bool:
-    """Shell patterns where ** also crosses folders, and a bare folder means all below it."""
-    return (
-        fnmatch.fnmatch(file, pattern)
-        or fnmatch.fnmatch(file, pattern.replace("**/", ""))
-        or file.startswith(pattern.rstrip("/") + "/")
-    )
+def matches(file: str, pattern: str) -> bool:
+    """Shell patterns as on disk: * stays in its folder, ** crosses folders; a bare folder means all below it."""
+    folder = pattern.rstrip("/") + "/"
+    return file == pattern or file.startswith(folder) or _fits(file.split("/"), pattern.split("/"))
+
+
+def _fits(parts: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_fits(parts[start:], patterns[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _fits(parts[1:], patterns[1:])

@@ -210,12 +210,20 @@ def _connect(workers: int) -> bool:
 
     if ray.is_initialized():
         return False
-    if cluster:
-        ray.init(logging_level=logging.ERROR)
-    else:
-        ray.init(
-            num_cpus=workers, include_dashboard=False, object_store_memory=512 * 2**20, logging_level=logging.ERROR
-        )
+    try:
+        if cluster:
+            ray.init(logging_level=logging.ERROR)
+        else:  # "local": never a cluster that somebody else left running on this machine
+            memory = 512 * 2**20
+            ray.init(
+                "local", num_cpus=workers, include_dashboard=False, object_store_memory=memory,
+                logging_level=logging.ERROR,
+            )  # fmt: skip
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        where = f"reach the cluster at {cluster}" if cluster else "start on this machine"
+        raise GristmillError(
+            f"Ray cannot {where}: {str(error).splitlines()[0]}; --workers 0 does without it"
+        ) from error
     return True
 
 
