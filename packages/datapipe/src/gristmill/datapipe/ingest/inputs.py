@@ -27,7 +27,7 @@ def discover(inputs: tuple[str, ...]) -> list[InputFile]:
     """All input files, in the order of `inputs` and sorted within each.
 
     Raises:
-        UsageError: an input that matches nothing, or whose suffix no reader knows; a dataset that the Hub does not have.
+        UsageError: an input that matches nothing, or whose suffix no reader knows; a dataset that is not on the Hub.
         GristmillError: the Hub refuses, or cannot be reached after several attempts.
     """
     found: dict[Path, str] = {}

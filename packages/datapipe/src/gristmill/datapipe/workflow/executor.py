@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from gristmill.base.errors import GristmillError
 from gristmill.datapipe.workflow.stage import Resources
 
 LOST_WORKER_RETRIES = 2
+STOP_SECONDS = 0.5
 
 
 class Job(Protocol):
@@ -42,6 +45,11 @@ class Executor(Protocol):
     workers: int
 
     def map(self, job: Job, items: Sequence[Any], resources: Resources) -> Iterator[Outcome]: ...
+
+    def stop(self) -> None:
+        """Make every map() under way, in whatever thread, end soon with an error."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -55,6 +63,9 @@ class InProcess:
         for item in items:
             yield worker.work(item)
 
+    def stop(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -64,6 +75,7 @@ class OnRay:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._stopped = threading.Event()
         self._owned = _connect(workers)
 
     def map(self, job: Job, items: Sequence[Any], resources: Resources) -> Iterator[Outcome]:
@@ -86,7 +98,7 @@ class OnRay:
                 while queue and len(running) < 2 * self.workers:
                     item = queue.pop()
                     running[task.remote(job_ref, item)] = item
-                done = ray.wait(list(running), num_returns=1)[0][0]
+                done = self._wait(list(running))
                 item = running.pop(done)
                 try:
                     outcome = ray.get(done)
@@ -118,7 +130,7 @@ class OnRay:
                     actor = idle.pop()
                     item, attempt = queue.pop()
                     running[actor.work.remote(item)] = (actor, item, attempt)
-                done = ray.wait([*running, *starting], num_returns=1)[0][0]
+                done = self._wait([*running, *starting])
                 if done in starting:
                     idle.append(starting.pop(done))
                     continue
@@ -140,6 +152,18 @@ class OnRay:
         finally:
             for actor in pool:
                 ray.kill(actor)
+
+    def _wait(self, references: list[Any]) -> Any:
+        """The first reference that is ready. Looks up often enough to see stop(): Ray's wait cannot be interrupted."""
+        import ray
+
+        while not self._stopped.is_set():
+            if done := ray.wait(references, num_returns=1, timeout=STOP_SECONDS)[0]:
+                return done[0]
+        raise GristmillError("stopped")
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def close(self) -> None:
         import ray
@@ -210,6 +234,7 @@ def _connect(workers: int) -> bool:
 
     if ray.is_initialized():
         return False
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if cluster:
             ray.init(logging_level=logging.ERROR)
@@ -224,6 +249,8 @@ def _connect(workers: int) -> bool:
         raise GristmillError(
             f"Ray cannot {where}: {str(error).splitlines()[0]}; --workers 0 does without it"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own there, with its own exit code
     return True
 
 

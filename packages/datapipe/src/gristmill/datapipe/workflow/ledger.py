@@ -6,6 +6,7 @@ A piece counts as done when its entry names the fingerprint we would compute tod
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class Ledger:
 
     def __init__(self, run: Path) -> None:
         self._root = run / "ledger"
+        self._lock = threading.Lock()  # nodes run in threads
+        self._changed = False
         self._hashes_path = self._root / "hashes.json"
         self._hashes: dict[str, list[Any]] = read_json(self._hashes_path) if self._hashes_path.exists() else {}
 
@@ -65,9 +68,18 @@ class Ledger:
         key, stamp = os.fspath(path.absolute()), [stat.st_size, stat.st_mtime_ns]
         known = self._hashes.get(key)
         if known is None or known[:2] != stamp:
-            self._hashes[key] = known = [*stamp, sha256_file(path)]
-            write_json(self._hashes_path, self._hashes)
+            known = [*stamp, sha256_file(path)]
+            with self._lock:
+                self._hashes[key] = known
+                self._changed = True
         return known[2]
+
+    def flush(self) -> None:
+        """Keep the content hashes for the next run."""
+        with self._lock:
+            if self._changed:
+                write_json(self._hashes_path, self._hashes)
+                self._changed = False
 
     def _path(self, node: str, piece: str) -> Path:
         return self._root / node / f"{piece}.json"

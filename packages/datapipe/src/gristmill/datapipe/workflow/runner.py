@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,7 @@ class Runner:
                 self._record.finish("failed")
                 raise
             finally:
+                self._ledger.flush()
                 if self._executor is not None:
                     self._executor.close()
             self._record.finish("done")
@@ -86,34 +87,42 @@ class Runner:
     # The DAG -----------------------------------------------------------------------------------------------------
 
     def _run_nodes(self) -> None:
-        """Start each node as soon as what it depends on is done; Ray decides who gets the processors."""
+        if not self.workers:  # in the main thread, where a debugger and signal handlers are at home
+            for node in self.nodes.values():
+                self._finish(node, lambda node=node: self._run_node(node))
+            return
         waiting = dict(self.nodes)
-        threads = ThreadPoolExecutor(max_workers=max(1, len(waiting)) if self.workers else 1)
         running: dict[Future[Output], Node] = {}
-        failed: list[str] = []
+        failures: list[GristmillError] = []
+        threads = ThreadPoolExecutor(max_workers=max(1, len(waiting)))
         try:
-            while waiting or running:
+            while running or (waiting and not failures):
+                # Each node starts as soon as what it depends on is done; Ray decides who gets the processors.
                 for node in [node for node in waiting.values() if set(node.dependencies) <= set(self.outputs)]:
-                    if not failed:
+                    if not failures:
                         del waiting[node.name]
                         running[threads.submit(self._run_node, node)] = node
-                        if not self.workers:
-                            break
-                if not running:
-                    break
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    node = running.pop(future)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
                     try:
-                        self.outputs[node.name] = future.result()
+                        self._finish(running.pop(future), future.result)
                     except GristmillError as error:
-                        self._set(node.name, status="failed", error=str(error))
-                        self._display.end(node.name, f"failed: {error}")
-                        failed.append(str(error))
+                        failures.append(error)
+        except BaseException:  # Ctrl-C and SIGTERM: no thread may talk to Ray once it is shut down
+            if self._executor is not None:
+                self._executor.stop()
+            raise
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-        if failed:
-            raise GristmillError("; ".join(failed))
+            threads.shutdown(wait=True, cancel_futures=True)
+        if failures:
+            raise GristmillError("; ".join(map(str, failures)))
+
+    def _finish(self, node: Node, result: Callable[[], Output]) -> None:
+        try:
+            self.outputs[node.name] = result()
+        except GristmillError as error:
+            self._set(node.name, status="failed", error=str(error))
+            self._display.end(node.name, f"failed: {error}")
+            raise
 
     def _run_node(self, node: Node) -> Output:
         started = time.monotonic()
@@ -137,6 +146,7 @@ class Runner:
             entry = self._ledger.read(ingest.name, file.key)
             if entry is None or entry.fingerprint != key or not _all_there(folder, entry.counts["parts"]):
                 pending.append(InputFile(file.key, file.name, file.path, key))
+        self._ledger.flush()
         self._ledger.prune(ingest.name, {file.key for file in files})
         cached = len(files) - len(pending)
         self._set(
@@ -396,8 +406,7 @@ def _all_there(folder: Path, parts: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _remove_others(folder: Path, keep: set[str], pattern: str = "part-*.parquet") -> None:
-    """Outputs of inputs that are gone would be taken for rows of this run."""
+    """Outputs of inputs that are gone would be taken for rows of this run; half-written files are of no use."""
     if folder.exists():
-        for path in folder.glob(pattern):
-            if path.name not in keep:
-                path.unlink()
+        for path in [path for path in folder.glob(pattern) if path.name not in keep] + list(folder.glob(".*.tmp-*")):
+            path.unlink(missing_ok=True)
