@@ -176,7 +176,7 @@ def _upload(
 
     def commit(paths: list[str], message: str) -> None:
         # Operations are made anew for each attempt: the client marks them as it goes.
-        _attempt(
+        attempt(
             place,
             lambda: api.create_commit(
                 place.repository,
@@ -187,13 +187,13 @@ def _upload(
             ),
         )
 
-    _attempt(
+    attempt(
         place, lambda: api.create_repo(place.repository, repo_type="dataset", private=private or None, exist_ok=True)
     )
     paths = [entry.path for entry in entries]
     there: dict[str, str] = {}
     for some in _chunks(paths, 256):
-        for info in _attempt(
+        for info in attempt(
             place,
             lambda some=some: api.get_paths_info(place.repository, some, repo_type="dataset", revision=place.revision),
         ):
@@ -211,17 +211,19 @@ def _upload(
 
 def _download(place: HubAddress, folder: Path, token: str | None, progress: Progress) -> None:
     from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     api = HfApi(token=token, library_name="gristmill")
-    revision = _attempt(
+    revision = attempt(
         place, lambda: api.dataset_info(place.repository, revision=place.revision)
     ).sha  # one commit for all files
-    arriving = folder / ".arriving"  # what has come but is not checked; kept after a failure, so that it resumes
+    # What has come but is not checked; kept after a failure, so that it resumes. Each commit has its own: where the Hub
+    # does not answer, the client takes a file of another commit that it finds for the one asked for.
+    arriving = folder / ".arriving" / str(revision)
 
-    def fetch(path: str, entry: FileEntry | None) -> Path:
-        got = _attempt(
-            place,
-            lambda: hf_hub_download(
+    def download(path: str) -> str:
+        try:
+            return hf_hub_download(
                 place.repository,
                 path,
                 repo_type="dataset",
@@ -229,8 +231,14 @@ def _download(place: HubAddress, folder: Path, token: str | None, progress: Prog
                 local_dir=arriving,
                 token=token,
                 library_name="gristmill",
-            ),
-        )
+            )
+        except RemoteEntryNotFoundError:
+            raise DataError(
+                f"{place}: has no {path}: not a dataset of shards, or one whose publishing was cut short; push it again"
+            ) from None
+
+    def fetch(path: str, entry: FileEntry | None) -> Path:
+        got = attempt(place, lambda: download(path))
         if entry is not None and (
             Path(got).stat().st_size != entry.bytes or files.sha256_file(Path(got)) != entry.sha256
         ):
@@ -265,10 +273,10 @@ def _download(place: HubAddress, folder: Path, token: str | None, progress: Prog
                 progress(done, len(entries))
         finally:
             pool.shutdown(cancel_futures=True)
-    if _attempt(place, lambda: api.file_exists(place.repository, CARD, repo_type="dataset", revision=revision)):
+    if attempt(place, lambda: api.file_exists(place.repository, CARD, repo_type="dataset", revision=revision)):
         bring(CARD, None)
     _write_bytes(folder / MANIFEST, data)
-    shutil.rmtree(arriving, ignore_errors=True)
+    shutil.rmtree(arriving.parent, ignore_errors=True)
 
 
 def _source_entries(folder: Path, path: str, manifest: Any) -> Iterator[FileEntry]:
@@ -279,27 +287,58 @@ def _source_entries(folder: Path, path: str, manifest: Any) -> Iterator[FileEntr
         yield entry.model_copy(update={"path": full})
 
 
-def _attempt(place: HubAddress, action: Callable[[], T]) -> T:
-    """Run a Hub call, again after a growing pause where the failure may pass. Messages of the client hold no token."""
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.errors import HTTPError as ClientError  # pyright: ignore[reportPrivateImportUsage]
+def attempt(place: HubAddress, action: Callable[[], T]) -> T:
+    """Run a Hub call, again after a growing pause where the failure may pass. Messages of the client hold no token.
 
-    for attempt in range(1, ATTEMPTS + 1):
+    Raises:
+        UsageError: no such repository or revision, or a name that cannot be one.
+        GristmillError: the Hub refuses, or cannot be reached after ATTEMPTS.
+    """
+    from huggingface_hub import errors
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    for number in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except (RepositoryNotFoundError, GatedRepoError):
-            raise GristmillError(
+        except (errors.RepositoryNotFoundError, errors.GatedRepoError):
+            raise UsageError(
                 f"{place}: no such dataset, or it is private or gated and this token may not see it; "
                 "check the name, and HF_TOKEN or `hf auth login`"
             ) from None
-        except (ClientError, LocalEntryNotFoundError) as error:
-            response = getattr(error, "response", None)
-            status = getattr(response, "status_code", None)
-            if attempt == ATTEMPTS or (status is not None and status not in TRANSIENT):
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise GristmillError(f"{place}: {reason}; the same command goes on from here") from None
-            time.sleep(min(2.0**attempt, 30.0))
+        except errors.RevisionNotFoundError:
+            raise UsageError(f"{place}: the dataset has no such revision; check what follows the @") from None
+        except errors.HFValidationError as error:
+            raise UsageError(f"{place}: {_first_line(error)}") from None
+        # RuntimeError: the client's wrapper of whatever ends the upload of a file, and hf_xet's one class of errors.
+        except (HTTPError, OSError, RuntimeError) as error:
+            cause = error.__cause__ if isinstance(error.__cause__, (HTTPError, OSError)) else error
+            if number == ATTEMPTS or not _may_pass(cause):
+                lines = dict.fromkeys((_first_line(error), _first_line(cause)))
+                mend = (
+                    "check HF_TOKEN or `hf auth login`"
+                    if _status(cause) == 401
+                    else "the same command goes on from here"
+                )
+                raise GristmillError(f"{place}: {' '.join(lines)}; {mend}") from None
+            time.sleep(min(2.0**number, 30.0))
     raise AssertionError("unreachable")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Not: what the Hub refuses for good, what the disk says (its errors have a number), an order to stay offline."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    status = _status(error)
+    local = isinstance(error, OSError) and error.errno is not None
+    return not (local or isinstance(error, OfflineModeIsEnabled)) and (status is None or status in TRANSIENT)
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _chunks(items: list[str], size: int) -> Iterator[list[str]]:

@@ -101,7 +101,7 @@ class OnRay:
                 done = self._wait(list(running))
                 item = running.pop(done)
                 try:
-                    outcome = ray.get(done)
+                    outcome: Any = ray.get(done)
                 except ray_errors.WorkerCrashedError as error:
                     outcome = _lost(item, error)
                 except ray_errors.RayTaskError as error:  # it could not even be unpickled
@@ -136,7 +136,7 @@ class OnRay:
                     continue
                 actor, item, attempt = running.pop(done)
                 try:
-                    outcome = ray.get(done)
+                    outcome: Any = ray.get(done)
                     idle.append(actor)
                 except ray_errors.RayTaskError as error:
                     outcome = Outcome(item, error="a Ray worker cannot load it", detail=str(error))
