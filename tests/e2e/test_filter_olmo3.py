@@ -15,7 +15,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from scripts import ROOT, environment, run
+from tests.support.scripts import ROOT, environment, run
 
 from gristmill.base.files import sha256_folder
 

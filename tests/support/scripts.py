@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the real scripts in their own processes, as a user starts them."""
+"""The pipeline scripts in processes of their own, as a user starts them."""
 
 from __future__ import annotations
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from scripts import run, start
+from tests.support.scripts import run, start
 
 
 @pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")])
-def test_a_signal_ends_the_run_and_the_next_goes_on(tmp_path: Path, number: signal.Signals, code: int, said: str) -> None:
+def test_a_signal_ends_the_run_and_the_next_goes_on(
+    tmp_path: Path, number: signal.Signals, code: int, said: str
+) -> None:
     corpus, folder = tmp_path / "web.jsonl", tmp_path / "run"
     with corpus.open("w") as file:
         for copy in range(60):
