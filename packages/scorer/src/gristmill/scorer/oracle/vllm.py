@@ -51,19 +51,23 @@ class VLLMEngine:
         import torch
 
         self._config = config
+        set_num_threads = torch.set_num_threads
         self._llm: Any = LLM(
             model=str(config.model), dtype="bfloat16", max_model_len=config.max_model_len, enforce_eager=True,
             max_num_seqs=config.max_num_seqs, seed=0, enable_prefix_caching=True, disable_log_stats=True,
         )  # fmt: skip
-        torch.set_num_threads(config.threads)
+        # vLLM's CPU worker puts a function that does nothing in its place, for everyone in this process.
+        torch.set_num_threads = set_num_threads
         self._tokenizer: Any = self._llm.get_tokenizer()
         self.tokenizer = FileTokenizer(config.model)
         self.style = config.style
         self.name = f"vllm:{config.model.name}:{config.style}:{_weights_sha(config.model)[:12]}"
 
     def grade(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        import torch
         from vllm import SamplingParams
 
+        torch.set_num_threads(self._config.threads)
         self._llm.reset_prefix_cache()
         replies: list[Reply] = [Reply("", status="prompt too long")] * len(prompts)
         rows, inputs, parameters, tokens = [], [], [], []
@@ -120,6 +124,8 @@ def _environment(config: VLLMConfig) -> None:
         "OMP_NUM_THREADS": str(config.threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads on a shared machine were 10x slower than one thread
         "GOMP_SPINCOUNT": "0",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TQDM_DISABLE": "1",
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
