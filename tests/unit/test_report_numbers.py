@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,7 @@ def test_medians_of_kept_and_dropped(run: Path) -> None:
     row = columns["heuristics", "words"]
     assert row["kept"][1] == np.median(words[keep]) and row["dropped"][1] == np.median(words[~keep])
     assert ("near", "cluster") not in columns and ("tokens", "tokens") not in columns
+    assert not [stage for stage, _ in columns if stage == "sketch"]  # hashes beyond 2**63, not measurements
     assert 0 < columns["scores", "quality"]["measured"] < 1
 
 
@@ -85,13 +88,134 @@ def test_scores_and_duplicates_add_up(run: Path) -> None:
     everything, *groups = quality["groups"]
     assert sum(everything["documents"]) == quality["scored"] == sum(sum(group["documents"]) for group in groups)
     taus = {group["source"]: (group["tau_drop"], group["tau_keep"]) for group in groups}
-    assert taus == {"web": (0.22, 0.5), "code": (0.22, 0.45), "papers": (None, 0.35)}
+    assert taus == {"web": (0.22, 0.5), "code": (0.22, 0.45), "papers": (None, 0.35)}  # papers: those of (all)
     near = data.duplicates["stages"][1]
     cluster = column(run, "annotations/near", "cluster").to_numpy()
     assert round(near["redundant"]) == 3000 - len(np.unique(cluster))
     assert sum(bucket["documents"] for bucket in near["buckets"]) == 3000
     assert near["largest"][0]["size"] == np.unique(cluster, return_counts=True)[1].max()
     assert data.oracle["agreement"]["documents"] <= 450 and data.oracle["agreement"]["spearman"] > 0.6
+
+
+def test_the_score_axis_covers_the_data_and_every_threshold(run: Path, tmp_path: Path) -> None:
+    narrow = tmp_path / "run"
+    shutil.copytree(run, narrow)
+    draw = np.random.default_rng(1)
+    for path in sorted((narrow / "annotations/scores").glob("*.parquet")):
+        table = pq.read_table(path)
+        scores = draw.normal(0.45, 0.01, table.num_rows).astype(np.float32)
+        scores[0] = 0.99  # one straggler must not squeeze the rest into two bars
+        index = table.column_names.index("quality")
+        pq.write_table(table.set_column(index, "quality", pa.array(scores)), path)
+    quality = collect(narrow).scores["heads"][0]
+    assert 0.3 < quality["low"] < 0.35 and 0.5 < quality["high"] < 0.51  # tau_keep: 0.35 of papers, 0.5 of web
+    assert quality["beyond"] >= 3 and sum(quality["groups"][0]["documents"]) == 3000
+    calibration = narrow / "heads/calibration.json"
+    calibration.unlink()
+    quality = collect(narrow).scores["heads"][0]
+    assert 0.41 < quality["low"] < 0.43 and 0.47 < quality["high"] < 0.49
+    assert np.count_nonzero(quality["groups"][0]["documents"]) > 30
+
+
+def test_the_values_that_a_rule_asked_for_tell_why_a_document_was_dropped(run: Path) -> None:
+    data = collect(run).samples
+    rules = {rule["name"]: rule for rule in data["rules"]}
+    assert list(rules) == [*RULES, "tau_drop"]  # the policy's order; the probe is bounded by the calibration alone
+    assert rules["repetition"]["sources"]["code"] == {"max": 0.3} and rules["repetition"]["sources"]["web"] == {
+        "max": 0.2
+    }
+    assert rules["language"]["sources"]["web"] == {"allowed": ["en"]} and rules["near_duplicate"]["keep"] == "first"
+    assert set(rules["tau_drop"]["sources"]) == {"web", "code"}
+    for document in data["documents"].values():
+        assert not [key for key in document["values"] if "sketch" in key]
+        if document["keep"]:
+            assert set(document["outside"]) <= {"tau_drop"}
+        elif not document["reason"].endswith("duplicate"):
+            asked = list(rules)[: list(rules).index(document["reason"]) + 1]
+            assert [name for name in document["outside"] if name in asked] == [document["reason"]]
+
+
+def test_a_bound_that_a_source_lifts_is_not_asked_of_it(run: Path, tmp_path: Path) -> None:
+    lifted = tmp_path / "run"
+    shutil.copytree(run, lifted)
+    own = {"web": {"min": 20.0, "max": None, "allowed": []}, "code": {"min": None, "max": None, "allowed": []}}
+    rule = {"name": "length", "column": "heuristics.words", "keep": None, "missing": "drop", "sources": own}
+    write_json(lifted / "selection/policy.json", {"name": "demo", "rules": [rule]})
+    data = collect(lifted).samples
+    assert data["rules"][0]["sources"] == {"web": {"min": 20.0}}
+    view = next(view for view in data["views"] if view["name"] == "length: heuristics.words min")
+    shown = [data["documents"][str(row)] for row in (*view["kept"], *view["dropped"])]
+    assert shown and {document["source"] for document in shown} == {"web"}
+
+
+def test_the_comparison_says_what_happened_set_by_set(run: Path) -> None:
+    data = collect(run)
+    assert data.overview["verdict"] == {
+        "a": "filtered",
+        "b": "raw",
+        "first": {"name": "all", "documents": 400, "winner": None},
+        "others": [
+            {"winner": "filtered", "sets": ["kept by the policy", "web"]},
+            {"winner": "raw", "sets": ["code"]},
+            {"winner": None, "sets": ["papers"]},
+        ],
+    }
+    papers = data.comparison["sets"][-1]
+    assert papers["winner"] is None and papers["clear"]  # the interval alone would have called it
+
+
+def test_a_comparison_that_cannot_be_understood_says_where(run: Path, tmp_path: Path) -> None:
+    written = {"a": "filtered", "b": "raw", "sets": [{"name": "all", "verdict": "better"}]}
+    write_json(tmp_path / "comparison/comparison.json", written)
+    assert "sets[0] has no documents, a_bits_per_byte" in collect(tmp_path).comparison["error"]
+    row = dict.fromkeys(("name", "documents", "a_bits_per_byte", "b_bits_per_byte", "difference"), 1)
+    written["sets"] = [{**row, "ci95": [0, 1], "verdict": "superb"}]
+    write_json(tmp_path / "comparison/comparison.json", written)
+    assert "'superb' is none of better" in collect(tmp_path).comparison["error"]
+
+
+def test_heads_are_one_table_per_split_with_quality_last(run: Path) -> None:
+    heads = collect(run).heads
+    assert heads["training"]["judge_shipped"] and heads["training"]["reason"].startswith("judge - probe")
+    select = heads["splits"][0]
+    assert select["predictors"] == ["probe", "constant"]
+    assert [row["name"] for row in select["rows"]] == ["coherence", "factual", "quality"]
+    assert select["rows"][0]["cells"]["probe"] == {"spearman": 0.83, "ci95": [0.79, 0.86], "mae": 0.1, "qwk": 0.6}
+    assert select["rows"][2]["cells"]["constant"]["spearman"] is None
+    calibration = heads["calibration"]
+    assert [group["name"] for group in calibration["groups"]] == ["web", "code", "(all)"]
+    assert calibration["certificate"]["n_good"] == 60 and calibration["certificate"]["mode"] == "certified"
+    assert "deciles" not in calibration["groups"][0]
+
+
+def test_published_shards_are_counted_as_their_manifests_do(run: Path) -> None:
+    raw = next(artifact for artifact in collect(run).artifacts["artifacts"] if artifact["name"] == "raw")
+    web = raw["sources"][0]
+    assert (web["documents"], web["tokens"], web["shards"]) == (21, 3000, 3)  # 10, 10 of which one goes on, 2 held out
+    assert (web["valid_documents"], web["valid_tokens"], web["vocabulary"]) == (2, 1000, 4096)
+    assert raw["mixtures"] == ["web40_code20"]
+    published = {artifact["name"]: artifact["published"] for artifact in collect(run).artifacts["artifacts"]}
+    assert published == {"raw": False, "filtered": True}
+
+
+def test_quarantine_counts_every_row_of_a_torn_file(tmp_path: Path) -> None:
+    lines = [
+        {"file": "a.gz", "row": 3, "reason": "not JSON", "detail": "column 12", "sample": "{", "rows": 1},
+        {"file": "b.gz", "row": None, "reason": "torn file", "detail": "gzip ends early", "sample": "", "rows": 120},
+    ]
+    (tmp_path / "quarantine").mkdir()
+    (tmp_path / "quarantine/00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = collect(tmp_path).quarantine
+    assert data["total"] == 121
+    torn, bad = data["reasons"]
+    assert (torn["reason"], torn["count"], bad["count"]) == ("torn file", 120, 1)
+    assert torn["examples"][0] == {
+        "file": "b.gz",
+        "row": None,
+        "rows": 120,
+        "detail": "gzip ends early",
+        "sample": None,
+    }
 
 
 def test_training_curves_leave_out_the_unfinished_line(run: Path) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from gristmill.base.errors import DataError, GristmillError
 
 Array = np.ndarray
+HASHES = {"sketch"}  # annotations that hold hashes for the deduplication to compare: numbers, but no measurements
 
 
 class NotThere(GristmillError):
@@ -65,9 +66,11 @@ class Rows:
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """Every annotation that is one number, flag or label per row, stage by stage."""
+        """Every measurement that is one number, flag or label per row, stage by stage; hashes are none."""
         found: list[Column] = []
         for folder in sorted((self.run / "annotations").glob("*")):
+            if folder.name in HASHES:
+                continue
             schema = self._schema(f"annotations/{folder.name}")
             found += [
                 Column(f"annotations/{folder.name}", field.name, kind)
@@ -89,7 +92,9 @@ class Rows:
 
     def numbers(self, folder: str, column: str) -> Array:
         """float64 [rows]; NaN for null and for partitions that the stage has not reached."""
-        return self._gather(folder, column, np.nan, np.float64, lambda array: pc.cast(array, pa.float64()))
+        return self._gather(
+            folder, column, np.nan, np.float64, lambda array: pc.cast(array, pa.float64(), safe=False)
+        )  # an integer beyond 2**53 is rounded
 
     def integers(self, folder: str, column: str) -> Array:
         """int64 [rows]; -1 for null and for partitions that the stage has not reached."""

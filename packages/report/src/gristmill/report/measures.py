@@ -5,15 +5,17 @@ Each function reads the columns it needs, one at a time, and returns numbers tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gristmill.report.columns import Array, NotThere, Rows
+from gristmill.report.heads import ALL
 
 HEADS = ("quality", "probe", "judge")
 BINS = 40
+AXIS_QUANTILES, AXIS_MARGIN = (0.005, 0.995), 0.04
 IDENTIFIERS = {"cluster"}  # numbers that name something; their median means nothing
 LABELS_SHOWN, LARGEST = 12, 4
 
@@ -47,7 +49,10 @@ def kept_and_dropped(rows: Rows, keep: Array | None) -> dict[str, Any]:
 def score_histograms(
     rows: Rows, source: tuple[Array, list[str]], calibration: Mapping[str, Any], tokens: Array | None
 ) -> dict[str, Any]:
-    """Per head and source: documents and tokens in each of 40 equal bins, with tau_drop and tau_keep of the source."""
+    """Per head and source: documents and tokens in each of 40 equal bins, with tau_drop and tau_keep of the source.
+
+    All sources share one axis. The few scores beyond it (`beyond`) are counted in the outermost bins.
+    """
     heads: list[dict[str, Any]] = []
     for name in HEADS:
         if not rows.has("annotations/scores", name):
@@ -56,7 +61,8 @@ def score_histograms(
         known = np.isfinite(values)
         if not known.any():
             continue
-        low, high = _range(values[known])
+        marks = [taus(calibration, label)[key] for label in source[1] for key in _taus_of(name, rows)]
+        low, high = _axis(values[known], [mark for mark in marks if mark is not None])
         bins = np.clip(((values[known] - low) / (high - low) * BINS).astype(np.int64), 0, BINS - 1)
         weights = np.nan_to_num(tokens[known]) if tokens is not None else None
         groups = [{"source": None, "documents": np.bincount(bins, minlength=BINS), "tokens": _weighted(bins, weights)}]
@@ -76,6 +82,7 @@ def score_histograms(
                 "head": name,
                 "low": low,
                 "high": high,
+                "beyond": int(((values[known] < low) | (values[known] > high)).sum()),
                 "scored": int(known.sum()),
                 "unscored": int((~known).sum()),
                 "taus": _taus_of(name, rows),
@@ -88,10 +95,9 @@ def score_histograms(
 
 
 def taus(calibration: Mapping[str, Any], source: str) -> dict[str, float | None]:
-    """tau_drop and tau_keep of a source; those of `default` where the source has none."""
-    fallback = calibration.get("default") or {}
-    own = calibration.get(source) or fallback
-    return {key: own.get(key, fallback.get(key)) for key in ("tau_drop", "tau_keep")}
+    """tau_drop and tau_keep of a source; those of the group (all) where the source has none of its own."""
+    own = calibration.get(source) or calibration.get(ALL) or {}
+    return {key: own.get(key) for key in ("tau_drop", "tau_keep")}
 
 
 def _taus_of(head: str, rows: Rows) -> tuple[str, ...]:
@@ -233,12 +239,12 @@ def _quantiles(values: Array, kind: str) -> list[float] | None:
     return [float(value) for value in np.quantile(values, [0.1, 0.5, 0.9])] if len(values) else None
 
 
-def _range(values: Array) -> tuple[float, float]:
-    """[0, 1] where the scores lie in it, else their own range."""
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 1:
-        return 0.0, 1.0
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
+def _axis(values: Array, marks: Sequence[float]) -> tuple[float, float]:
+    """Where nearly all scores lie, widened a little, with every mark inside: stragglers must not squeeze the rest."""
+    low, high = (float(value) for value in np.quantile(values, AXIS_QUANTILES))
+    low, high = min([low, *marks]), max([high, *marks])
+    margin = (high - low) * AXIS_MARGIN or max(abs(low) * AXIS_MARGIN, 1e-3)
+    return low - margin, high + margin
 
 
 def _weighted(bins: Array, weights: Array | None) -> Array | None:

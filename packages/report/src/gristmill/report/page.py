@@ -22,6 +22,7 @@ SCRIPTS = (
     "charts.js",
     "data_panels.js",
     "model_panels.js",
+    "heads_panel.js",
     "reading.js",
     "app.js",
 )  # later ones use earlier ones

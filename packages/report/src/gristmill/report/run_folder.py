@@ -18,12 +18,13 @@ import pyarrow as pa
 
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.report import measures, samples, training
+from gristmill.report import artifacts, comparison, heads, measures, samples, training
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file
 
 T = TypeVar("T")
 Panel = dict[str, Any]
 Labels = tuple[Array, list[str]]
+SPLITS = ("fit", "select", "certify", "audit")  # of the graded sample, in the order in which the scorer uses them
 EXAMPLES_PER_REASON, QUARANTINE_LINES, SNIPPET = 5, 20_000, 400
 
 
@@ -59,10 +60,10 @@ def collect(run: Path, seed: int = 0) -> ReportData:
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; give the folder that a pipeline wrote (it holds run.json)")
     stages, funnel = _panel(lambda: _stages(run)), _panel(lambda: _funnel(run))
-    quarantine, comparison = _panel(lambda: _quarantine(run)), _panel(lambda: _comparison(run))
+    quarantine, compared = _panel(lambda: _quarantine(run)), _panel(lambda: comparison.read(run))
     by_row = _row_panels(run, seed)
     return ReportData(
-        overview=_overview(run, stages, funnel, quarantine, comparison, by_row),
+        overview=_overview(run, stages, funnel, quarantine, compared, by_row),
         stages=stages,
         funnel=funnel,
         measures=by_row["measures"],
@@ -73,8 +74,8 @@ def collect(run: Path, seed: int = 0) -> ReportData:
         samples=by_row["samples"],
         quarantine=quarantine,
         training=_panel(lambda: _training(run)),
-        comparison=comparison,
-        artifacts=_panel(lambda: _artifacts(run)),
+        comparison=compared,
+        artifacts=_panel(lambda: artifacts.read(run)),
     )
 
 
@@ -194,19 +195,19 @@ def _samples(
     policy_path = run / "selection" / "policy.json"
     policy = read_json(policy_path) if policy_path.exists() else {}
     bounds = samples.thresholds(policy, calibration, rows)
-    views = samples.choose(rows, keep, reason, source, bounds, seed)
+    rules = samples.checks(policy, calibration, source[1], rows)
+    order = [rule["name"] for rule in policy.get("rules") or []]
+    views = samples.choose(rows, keep, reason, source, bounds, seed, order)
     members = [row for stage in duplicates.get("stages", []) for group in stage["largest"] for row in group["members"]]
     wanted = {row for view in views for row in (*view["kept"], *view["dropped"])} | set(members)
-    return {"seed": seed, "views": views, "documents": samples.read(rows, sorted(wanted), keep, reason)}
+    documents = samples.read(rows, sorted(wanted), keep, reason, rules)
+    return {"seed": seed, "views": views, "rules": rules, "documents": documents}
 
 
 def _calibration(run: Path) -> dict[str, Any]:
     """{source: {"tau_drop", "tau_keep", ...}}; empty where there is none that can be read (the heads panel says so)."""
-    found = _panel(lambda: _json(run / "heads" / "calibration.json", run, "scorer"))
-    groups = found.get("groups")
-    return (
-        {name: group for name, group in groups.items() if isinstance(group, dict)} if isinstance(groups, dict) else {}
-    )
+    found = _panel(lambda: heads.read_calibration(run))
+    return {group["name"]: group for group in found.get("groups", [])}
 
 
 def _oracle(run: Path, rows: Rows | None) -> Panel:
@@ -223,7 +224,7 @@ def _oracle(run: Path, rows: Rows | None) -> Panel:
     if sample_paths:
         table = pa.concat_tables(read_file(path, ["row", "split"]) for path in sample_paths)
         split = table.column("split").to_pylist()
-        splits = {name: split.count(name) for name in dict.fromkeys(split)}
+        splits = {name: split.count(name) for name in sorted(set(split), key=_split_order)}
         if rows is not None and "quality" in values and len(split) == grades.num_rows:
             agreed = measures.agreement(table.column("row").to_numpy(), values["quality"], split, rows)
     return {
@@ -244,9 +245,7 @@ def _oracle(run: Path, rows: Rows | None) -> Panel:
 
 
 def _heads(run: Path) -> Panel:
-    metrics = _json(run / "heads" / "metrics.json", run, "scorer train-heads")
-    calibration = _panel(lambda: _json(run / "heads" / "calibration.json", run, "scorer calibrate"))
-    return {"metrics": metrics, "calibration": calibration}
+    return heads.read_metrics(run) | {"calibration": _panel(lambda: heads.read_calibration(run))}
 
 
 def _quarantine(run: Path) -> Panel:
@@ -263,14 +262,16 @@ def _quarantine(run: Path) -> Panel:
                     break
                 entry = json.loads(line)
                 reason = str(entry.get("reason"))
-                counts[reason] = counts.get(reason, 0) + 1
+                counts[reason] = counts.get(reason, 0) + int(entry.get("rows") or 1)  # of a torn file, all its rows
                 if len(examples.setdefault(reason, [])) < EXAMPLES_PER_REASON:
                     sample = entry.get("sample")
                     examples[reason].append(
                         {
                             "file": entry.get("file"),
                             "row": entry.get("row"),
-                            "sample": None if sample is None else str(sample)[:SNIPPET],
+                            "rows": entry.get("rows") or 1,
+                            "detail": entry.get("detail") or None,
+                            "sample": str(sample)[:SNIPPET] if sample else None,
                         }
                     )
     by_reason = told.get("by_reason") or counts
@@ -291,78 +292,8 @@ def _training(run: Path) -> Panel:
     return {"runs": [training.summarise(folder) for folder in folders]}
 
 
-def _comparison(run: Path) -> Panel:
-    written = _json(run / "training" / "comparison.json", run, "trainer compare")
-    names = {side: _run_name(written.get(side), side) for side in ("a", "b")}
-    sets: list[Panel] = []
-    for row in written["sets"]:
-        a, b = row["a_bits_per_byte"], row["b_bits_per_byte"]
-        low, high = row["ci95"]
-        apart = (low > 0) == (high > 0) and low != 0 and high != 0
-        winner = (names["a"] if a < b else names["b"]) if apart else None  # fewer bits per byte is better
-        sets.append({**row, "ci95": [low, high], "winner": winner})
-    first = sets[0] if sets else None
-    forward = first is None or abs(first["difference"] - (first["a_bits_per_byte"] - first["b_bits_per_byte"])) <= abs(
-        first["difference"] - (first["b_bits_per_byte"] - first["a_bits_per_byte"])
-    )
-    budget, note = written.get("budget_tokens"), written.get("note")
-    return {**names, "difference": "a - b" if forward else "b - a", "budget_tokens": budget, "note": note, "sets": sets}
-
-
-def _artifacts(run: Path) -> Panel:
-    manifests = sorted((run / "shards").glob("*/manifest.json"))
-    if not manifests:
-        raise NotThere("shards/<name>/manifest.json", "the pack stage")
-    return {"artifacts": [_artifact(path) for path in manifests]}
-
-
-def _artifact(path: Path) -> Panel:
-    manifest = read_json(path)
-    sources = [
-        _source(name, read_json(path.parent / "sources" / name / "manifest.json"))
-        for name in manifest.get("sources") or {}
-        if "/" not in name and (path.parent / "sources" / name / "manifest.json").is_file()
-    ]
-    return {
-        "name": path.parent.name,
-        "format": manifest.get("format"),
-        "content_id": manifest.get("content_id"),
-        "mixtures": [
-            item.get("name", str(item)) if isinstance(item, dict) else str(item)
-            for item in manifest.get("mixtures") or []
-        ],
-        "sources": sources,
-    }
-
-
-def _source(name: str, manifest: Mapping[str, Any]) -> Panel:
-    shards = manifest.get("shards") or []
-    if isinstance(shards, dict):  # {"train": [...], "valid": [...]}
-        shards = [shard for split in shards.values() for shard in split]
-    totals = manifest.get("totals") or {}
-    tokenizer = manifest.get("tokenizer") or {}
-
-    def total(*keys: str) -> float | None:
-        for place in (manifest, totals):
-            for key in keys:
-                if isinstance(place.get(key), (int, float)):
-                    return place[key]
-        counted = [shard[key] for shard in shards for key in keys if isinstance(shard, dict) and key in shard]
-        return sum(counted) if counted else None
-
-    return {
-        "name": name,
-        "documents": total("documents", "docs", "n_doc"),
-        "tokens": total("tokens", "n_tok", "token_count"),
-        "shards": len(shards),
-        "dtype": manifest.get("dtype"),
-        "tokenizer": tokenizer.get("name") if isinstance(tokenizer, dict) else tokenizer,
-        "licence": manifest.get("licence") or manifest.get("license"),
-    }
-
-
 def _overview(
-    run: Path, stages: Panel, funnel: Panel, quarantine: Panel, comparison: Panel, by_row: dict[str, Panel]
+    run: Path, stages: Panel, funnel: Panel, quarantine: Panel, compared: Panel, by_row: dict[str, Panel]
 ) -> Panel:
     card = _panel(lambda: _json(run / "run.json", run, "the pipeline's runner"))
     rows, rules = by_row.get("rows", {}), funnel.get("rules") or []
@@ -378,21 +309,12 @@ def _overview(
         "tokens": first.get("tokens", rows.get("tokens")),
         "tokens_kept": last.get("tokens", rows.get("tokens_kept")),
         "quarantined": quarantine.get("total"),
-        "verdict": _verdict(comparison),
+        "verdict": comparison.verdict(compared),
     }
 
 
-def _verdict(comparison: Panel) -> Panel | None:
-    sets = comparison.get("sets")
-    if not sets:
-        return None
-    won = {side: sum(row["winner"] == comparison[side] for row in sets) for side in ("a", "b")}
-    return {"a": comparison["a"], "b": comparison["b"], "a_won": won["a"], "b_won": won["b"], "sets": len(sets)}
-
-
-def _run_name(value: Any, side: str) -> str:
-    name = value.get("name") if isinstance(value, dict) else value
-    return Path(str(name)).name if name else side
+def _split_order(name: str) -> tuple[int, str]:
+    return (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)
 
 
 def _counts(values: list[Any]) -> dict[str, int]:

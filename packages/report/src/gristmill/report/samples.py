@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from gristmill.report.columns import Array, Column, Rows
+from gristmill.report.heads import ALL
 
 TEXT_LIMIT = 1600  # characters of a document that are shown
 AT_RANDOM, PER_RULE, AT_THRESHOLD = 6, 4, 4
+CALIBRATED = (("probe", "tau_drop"), ("quality", "tau_keep"))
 
 
 def thresholds(policy: Mapping[str, Any], calibration: Mapping[str, Any], rows: Rows) -> list[dict[str, Any]]:
@@ -26,29 +28,70 @@ def thresholds(policy: Mapping[str, Any], calibration: Mapping[str, Any], rows: 
     found: list[dict[str, Any]] = []
     for rule in policy.get("rules") or []:
         column = rows.resolve(str(rule.get("column", "")))
-        overrides = rule.get("sources") or {}
         for side in ("min", "max"):
-            sources = {name: value[side] for name, value in overrides.items() if _number(value.get(side))}
-            default = rule.get(side) if _number(rule.get(side)) else None
-            if column is not None and column.kind == "number" and (default is not None or sources):
+            default = _number(rule.get(side))
+            sources = {name: _number(own.get(side)) for name, own in (rule.get("sources") or {}).items()}
+            bounded = default is not None or any(value is not None for value in sources.values())
+            if column is not None and column.kind == "number" and bounded:
                 found.append(
                     _bound(f"{rule['name']}: {column.label} {side}", rule["name"], column, side, default, sources)
                 )
     bounded = {(bound["folder"], bound["column"]) for bound in found}
-    for head, key in (("probe", "tau_drop"), ("quality", "tau_keep")):
+    for head, key in CALIBRATED:
         column = rows.resolve(f"scores.{head}")
-        sources = {name: group[key] for name, group in calibration.items() if _number(group.get(key))}
-        default = sources.pop("default", None)
-        if column is not None and (column.folder, head) not in bounded and (sources or default is not None):
+        sources = {name: _number(group.get(key)) for name, group in calibration.items()}
+        default = sources.pop(ALL, None)
+        known = default is not None or any(value is not None for value in sources.values())
+        if column is not None and (column.folder, head) not in bounded and known:
             found.append(_bound(f"{key}: {column.label}", None, column, "min", default, sources))
+    return found
+
+
+def checks(
+    policy: Mapping[str, Any], calibration: Mapping[str, Any], sources: Sequence[str], rows: Rows
+) -> list[dict[str, Any]]:
+    """What the policy asks of a document, rule by rule, with the bounds that each source meets.
+
+    {"name", "key": folder/column, "label", "keep", "missing", "sources": {source: {"min", "max", "allowed"}}}; a source
+    of which a rule asks nothing is left out. Of a duplicates' rule (`keep` says which member stays) the size of the
+    cluster is shown. Where the policy leaves the probe alone, tau_drop comes last: it ends the scoring early.
+    """
+    found: list[dict[str, Any]] = []
+    for rule in policy.get("rules") or []:
+        duplicates = rule.get("keep") is not None
+        column = rows.resolve(f"{rule.get('column')}.size" if duplicates else str(rule.get("column", "")))
+        if column is None:
+            continue
+        bounds = {name: {} if duplicates else _asked((rule.get("sources") or {}).get(name, rule)) for name in sources}
+        found.append(
+            {
+                "name": rule["name"],
+                "key": f"{column.folder}/{column.name}",
+                "label": column.label,
+                "keep": rule.get("keep"),
+                "missing": rule.get("missing") or "drop",
+                "sources": {name: own for name, own in bounds.items() if own or duplicates},
+            }
+        )
+    probe = rows.resolve("scores.probe")
+    key = "annotations/scores/probe"
+    if probe is not None and key not in [check["key"] for check in found]:
+        groups = {name: calibration.get(name) or calibration.get(ALL) or {} for name in sources}
+        own = {name: {"min": group["tau_drop"]} for name, group in groups.items() if _number(group.get("tau_drop"))}
+        found += [
+            {"name": "tau_drop", "key": key, "label": probe.label, "keep": None, "missing": "keep", "sources": own}
+        ][: len(own)]
     return found
 
 
 def choose(
     rows: Rows, keep: Array, reason: tuple[Array, list[str]], source: tuple[Array, list[str]],
-    bounds: Sequence[Mapping[str, Any]], seed: int,
+    bounds: Sequence[Mapping[str, Any]], seed: int, order: Sequence[str] = (),
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Views over rows: {"name", "about", "kept": [rows], "dropped": [rows]}; the same seed chooses the same rows."""
+    """Views over rows: {"name", "about", "kept": [rows], "dropped": [rows]}; the same seed chooses the same rows.
+
+    Rules come in the order of `order` (the policy's), then those that it does not name.
+    """
     views = [
         {
             "name": "Chosen at random",
@@ -59,7 +102,8 @@ def choose(
         }
     ]
     codes, names = reason
-    for code, name in enumerate(names):
+    ranks = {name: rank for rank, name in enumerate(order)}
+    for code, name in sorted(enumerate(names), key=lambda item: ranks.get(item[1], len(ranks))):
         dropped = np.flatnonzero(~keep & (codes == code))
         views.append(
             {
@@ -91,8 +135,14 @@ def choose(
     return [view for view in views if view["kept"] or view["dropped"]]
 
 
-def read(rows: Rows, wanted: Sequence[int], keep: Array, reason: tuple[Array, list[str]]) -> dict[str, dict[str, Any]]:
-    """The documents at the wanted rows, by row number: text (cut at TEXT_LIMIT) and every measured value."""
+def read(
+    rows: Rows, wanted: Sequence[int], keep: Array, reason: tuple[Array, list[str]], rules: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The documents at the wanted rows, by row number: text (cut at TEXT_LIMIT) and every measured value.
+
+    `outside` names the `rules` (of checks()) whose bounds the document does not meet: the one that dropped it, and
+    those after it, which were never asked.
+    """
     columns: dict[str, list[str]] = {"documents": ["id", "text", "source", "url", "created", "file", "row"]}
     for column in rows.columns:
         columns.setdefault(column.folder, []).append(column.name)
@@ -103,13 +153,15 @@ def read(rows: Rows, wanted: Sequence[int], keep: Array, reason: tuple[Array, li
         }
         text = document.pop("text", "") or ""
         code = int(reason[0][row])
+        values = {key: value for key, value in record.items() if not key.startswith("documents/")}
         out[str(row)] = {
             **document,
             "text": text[:TEXT_LIMIT],
             "characters": len(text),
             "keep": bool(keep[row]),
             "reason": reason[1][code] if code >= 0 else None,
-            "values": {key: value for key, value in record.items() if not key.startswith("documents/")},
+            "outside": [rule["name"] for rule in rules if not _meets(rule, document.get("source"), values)],
+            "values": values,
         }
     return out
 
@@ -121,10 +173,27 @@ def _bound(
             "side": side, "default": default, "sources": sources}  # fmt: skip
 
 
+def _asked(bounds: Mapping[str, Any]) -> dict[str, Any]:
+    """The bounds that ask something: a number, or a list of allowed labels that is not empty."""
+    return {key: value for key in ("min", "max", "allowed") if (value := bounds.get(key)) not in (None, [], ())}
+
+
+def _meets(rule: Mapping[str, Any], source: Any, values: Mapping[str, Any]) -> bool:
+    """Whether a document passes the bounds of its source; which duplicate stays is not for its own values to tell."""
+    bounds, value = rule["sources"].get(source) or {}, values.get(rule["key"])
+    if rule["keep"] is not None:
+        return True
+    if value is None:  # missing values are dropped even where the source has no bound, as the policy does it
+        return rule["missing"] == "keep"
+    if "allowed" in bounds and value not in bounds["allowed"]:
+        return False
+    return bounds.get("min", value) <= value <= bounds.get("max", value)
+
+
 def _limits(bound: Mapping[str, Any], source: tuple[Array, list[str]]) -> Array:
-    default = np.nan if bound["default"] is None else bound["default"]
-    per_source = np.array([*(bound["sources"].get(name, default) for name in source[1]), default], dtype=np.float64)
-    return per_source[source[0]]
+    """float64 [rows]; NaN where nothing is asked of the row's source."""
+    limits = [*(bound["sources"].get(name, bound["default"]) for name in source[1]), bound["default"]]
+    return np.array([np.nan if limit is None else limit for limit in limits], dtype=np.float64)[source[0]]
 
 
 def _draw(candidates: Array, count: int, seed: int, salt: str) -> list[int]:
@@ -139,5 +208,5 @@ def _nearest(distance: Array, candidates: Array) -> list[int]:
     return [int(row) for row in rows[order[:AT_THRESHOLD]]]
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None

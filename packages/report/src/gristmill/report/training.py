@@ -42,7 +42,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     steps = [event for event in events if event.get("type") == "step" and _finite(event.get("loss"))]
     validation = [event for event in events if event.get("type") == "validation"]
     evaluation = read_json(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None
-    facts = ("status", "parameters", "active_parameters", "tokens", "seconds", "seed")
+    facts = ("status", "parameters", "active_parameters", "steps", "tokens", "seconds", "seed")
     return {
         "name": folder.name,
         "card": {key: card[key] for key in facts if card.get(key) is not None},

@@ -94,7 +94,7 @@ def compare(
 
     Examples:
         trainer compare training/filtered training/raw
-        trainer compare training/filtered training/raw --output training/comparison.json
+        trainer compare training/filtered training/raw --output comparison.json
 
     Args:
         a: the run that the verdict is about.

@@ -100,11 +100,11 @@ function finding(name, into, kept) {
 
 function verdict(it) {
   if (!it) return [h("span", { class: "big" }, "–"), h("span", { class: "small" }, "no two trainings compared yet")];
-  const { a, b, a_won: wonA, b_won: wonB, sets } = it;
-  if (!wonA && !wonB) return [h("span", { class: "big word" }, "no difference"), h("span", { class: "small" }, `${a} and ${b} on ${sets} sets`)];
-  const [winner, loser, won, lost] = wonA >= wonB ? [a, b, wonA, wonB] : [b, a, wonB, wonA];
-  if (won === lost) return [h("span", { class: "big word" }, "mixed"), h("span", { class: "small" }, `${a} and ${b} are each better on ${won} of ${sets} sets`)];
-  return [h("span", { class: "big word" }, winner), h("span", { class: "small" }, `better than ${loser} on ${won} of ${sets} sets${lost ? `, worse on ${lost}` : ""}`)];
+  return [
+    h("span", { class: "big word" }, outcome(it.first.winner)),
+    h("span", { class: "small" }, `on ${setName(it.first.name)} (${count(it.first.documents)}), ${it.a} against ${it.b}`),
+    it.others.map((one) => h("span", { class: "small by-set" }, h("b", {}, outcome(one.winner)), `: ${one.sets.map(words).join(", ")}`)),
+  ];
 }
 
 function colophon() {
@@ -112,7 +112,7 @@ function colophon() {
   const facts = [...Object.entries(it.machine || {}), ...Object.entries(it.versions || {})];
   return h("footer", {},
     it.command && h("p", {}, "Made by ", h("code", {}, Array.isArray(it.command) ? it.command.join(" ") : String(it.command))),
-    facts.length > 0 && h("p", {}, facts.map(([name, value]) => `${words(name)} ${scalar(value) ? value : JSON.stringify(value)}`).join(" · ")),
+    facts.length > 0 && h("p", {}, facts.map(([name, value]) => `${words(name)} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ")),
     h("p", {}, "This file holds all that it shows; nothing is fetched."));
 }
 

@@ -39,7 +39,7 @@ function axes(box, x, y, xTicks, yTicks, xLabel, yLabel, formatX = short, format
 function lineChart({ series, width = 440, height = 260, xLabel, yLabel, yRange }) {
   const box = [52, 28, width - 14, height - 42];
   const xs = series.flatMap((one) => one.x);
-  const ys = series.flatMap((one) => one.y).filter(known);
+  const ys = series.flatMap((one) => [...one.y, ...(one.faint || [])]).filter(known);
   const [lowY, highY] = yRange || padded(ys);
   const x = scale(Math.min(...xs, 0), Math.max(...xs), box[0], box[2]);
   const y = scale(lowY, highY, box[3], box[1]);
@@ -69,7 +69,7 @@ const pick = (length, wanted) => Array.from({ length: Math.min(length, wanted) }
 function padded(values) {
   if (!values.length) return [0, 1];
   const ordered = [...values].sort((a, b) => a - b);
-  const low = ordered[0];
+  const low = ordered[Math.ceil((ordered.length - 1) * 0.005)];
   const high = ordered[Math.floor((ordered.length - 1) * 0.995)]; // the first steps' losses would flatten the rest
   const margin = (high - low) * 0.06 || Math.abs(high) * 0.05 || 1;
   return [low - margin, high + margin];

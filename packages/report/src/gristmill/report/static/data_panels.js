@@ -111,10 +111,22 @@ function panelFunnel(data, state, change) {
 
 function ruleNote(rule) {
   if (!rule) return null;
-  const bounds = (one) => [known(one.min) && `≥ ${decimal(one.min)}`, known(one.max) && `≤ ${decimal(one.max)}`, Array.isArray(one.in) && `in ${one.in.join(", ")}`].filter(Boolean).join(", ");
-  const own = Object.entries(rule.sources || {}).map(([name, one]) => `${name}: ${bounds(one) || "own setting"}`);
-  const text = [rule.column, bounds(rule)].filter(Boolean).join(" ");
-  return h("span", { class: "note", title: own.join("; ") }, text, own.length ? ` (${own.length} by source)` : "");
+  if (rule.keep) return h("span", { class: "note" }, `of each cluster the ${rule.keep} stays`);
+  const own = Object.entries(rule.sources || {}).map(([name, one]) => [name, boundsText(one)]);
+  const groups = new Map();
+  for (const [name, text] of own.filter((one) => one[1])) groups.set(text, [...(groups.get(text) || []), name]);
+  const shared = boundsText(rule);
+  const title = own.map(([name, text]) => `${name}: ${text || "not asked"}`).join("; ");
+  const everyone = groups.size === 1 && groups.values().next().value.length === own.length;
+  const parts = everyone ? [...groups.keys()] : groups.size > 3 ? ["own bound for each source"] : [...groups].map(([text, names]) => `${text} (${names.join(", ")})`);
+  return h("span", { class: "note", title }, rule.column, " ", [shared, ...parts].filter(Boolean).join("; "));
+}
+
+// ≥ 0.4; 20 to 100,000; one of en, fr. Empty where nothing is asked.
+function boundsText(one) {
+  const labels = (one.allowed || []).length ? `one of ${one.allowed.join(", ")}` : "";
+  const range = known(one.min) && known(one.max) ? `${decimal(one.min)} to ${decimal(one.max)}` : known(one.min) ? `≥ ${decimal(one.min)}` : known(one.max) ? `≤ ${decimal(one.max)}` : "";
+  return [range, labels].filter(Boolean).join(", ");
 }
 
 function funnelBar(row, whole, sources, order, unit) {
@@ -196,7 +208,7 @@ function panelQuarantine(data) {
       { head: "inputs", number: true, cell: (row) => count(row.count) },
       { head: "share", number: true, cell: (row) => percent(row.count, data.total) },
       { head: "examples: file, row, and how the input begins", class: "examples", cell: (row) => row.examples.map((one) =>
-        h("div", { class: "member" }, h("span", { class: "note" }, `${one.file}, row ${one.row}`), known(one.sample) && h("code", {}, one.sample.slice(0, 160)))) },
+        h("div", { class: "member" }, h("span", { class: "note" }, `${one.file}${known(one.row) ? `, row ${one.row}` : ""}${one.rows > 1 ? `, ${count(one.rows)} rows` : ""}${one.detail ? `: ${one.detail}` : ""}`), known(one.sample) && h("code", {}, one.sample.slice(0, 160)))) },
     ], data.reasons, { class: "tall" }),
   ];
 }

@@ -23,11 +23,12 @@ function panelScores(data, state, change) {
   return [
     h("p", { class: "lead" }, `${count(head.scored)} documents have a ${head.head} score${head.unscored ? `; ${count(head.unscored)} were dropped or left before it was asked for` : ""}. `,
       data.calibrated ? `Lines mark each source's calibrated ${head.taus.join(" and ")}.` : "There is no heads/calibration.json, so no calibrated thresholds are drawn."),
+    data.calibrated && thresholdNote(),
     h("div", { class: "choices" },
       choice("Score", data.heads.map((one) => [one.head, one.head]), head.head, (value) => change({ head: value })),
       all.tokens && choice("Count", [["documents", "documents"], ["tokens", "tokens"]], usable, (value) => change({ scoreUnit: value }))),
     h("div", { class: "what-if" }, h("label", {}, "What if every source were cut at", slider), readout),
-    figure(`Distribution of the ${head.head} score in ${all.documents.length} bins, overall and by source. Bars left of the what-if threshold are orange.`, plots),
+    figure(`Distribution of the ${head.head} score in ${all.documents.length} bins, overall and by source. Bars left of the what-if threshold are orange.${head.beyond ? ` All share one axis; the ${count(head.beyond)} scores beyond it are counted in the outermost bars.` : ""}`, plots),
   ];
 }
 
@@ -83,40 +84,6 @@ function agreementFigure(data) {
       data.bins.map((bin) => s("circle", { class: "fill-dropped", cx: x(bin.score), cy: y(bin.oracle), r: 4.5 }, tip(`mean score ${decimal(bin.score, 3)}, mean grade ${decimal(bin.oracle, 3)}, n = ${bin.n}`)))));
 }
 
-function panelHeads(data) {
-  const calibration = data.calibration.groups ? { groups: data.calibration.groups } : null;
-  return [
-    h("div", { class: "nested" }, nested(data.metrics, "Metrics on held-out labels")),
-    calibration ? h("div", { class: "nested" }, nested(calibration.groups, "Calibration by source")) : absent(data.calibration),
-  ];
-}
-
-const scalar = (value) => value === null || typeof value !== "object";
-
-// Any nesting of numbers: siblings that are flat become the rows of one table, the rest goes down a level.
-function nested(value, title, depth = 0) {
-  if (scalar(value)) return h("p", {}, `${title}: ${decimal(value)}`);
-  const entries = Object.entries(value);
-  const scalars = entries.filter(([, item]) => scalar(item));
-  const flat = entries.filter(([, item]) => !scalar(item) && !Array.isArray(item) && Object.values(item).every((one) => scalar(one) || shortList(one)));
-  const rest = entries.filter((entry) => !scalars.includes(entry) && !flat.includes(entry));
-  const columns = [...new Set(flat.flatMap(([, item]) => Object.keys(item)))];
-  return [
-    h(depth ? "h4" : "h3", {}, words(title)),
-    scalars.length > 0 && h("dl", { class: "facts" }, scalars.map(([name, item]) => h("div", {}, h("dt", {}, words(name)), h("dd", {}, decimal(item))))),
-    flat.length > 0 && table(words(title), [
-      { head: "", class: "name", cell: ([name]) => words(name) },
-      ...columns.map((column) => ({ head: words(column), number: true, cell: ([, item]) => cellText(item[column]) })),
-    ], flat, { class: columns.length < 4 ? "slim" : null }),
-    rest.map(([name, item]) => shortList(item) ? h("p", { class: "note" }, `${words(name)}: ${cellText(item)}`) : Array.isArray(item) && !item.some((one) => !scalar(one))
-      ? h("p", { class: "note" }, `${words(name)}: ${count(item.length)} values from ${cellText(item[0])} to ${cellText(item.at(-1))}`)
-      : nested(item, depth ? `${title}, ${name}` : name, depth + 1)),
-  ];
-}
-
-const shortList = (value) => Array.isArray(value) && value.length <= 4 && value.every(scalar);
-const cellText = (value) => (Array.isArray(value) ? `[${value.map((one) => decimal(one, 3)).join(", ")}]` : value === undefined ? "" : value === null ? "–" : decimal(value));
-
 function panelTraining(data) {
   const runs = data.runs.map((run, index) => ({ ...run, color: index % 8 }));
   const stepped = runs.filter((run) => run.steps), validated = runs.filter((run) => run.validation);
@@ -125,27 +92,31 @@ function panelTraining(data) {
   return [
     table("Training runs", [
       { head: "run", class: "name", cell: (run) => [s("svg", { width: 11, height: 11, "aria-hidden": "true" }, s("rect", { class: `fill-${run.color}`, width: 11, height: 11, rx: 2 })), " ", run.name] },
-      { head: "state", cell: (run) => run.card.status || "–" },
+      { head: "state", cell: (run) => h("span", { class: `state ${run.card.status || ""}` }, run.card.status || "–") },
       { head: "parameters", number: true, cell: (run) => short(run.card.parameters) },
       { head: "active", number: true, cell: (run) => short(run.card.active_parameters) },
-      { head: "steps", number: true, cell: (run) => count(run.steps?.last_step) },
+      { head: "steps", number: true, cell: (run) => count(run.steps?.last_step) + (known(run.card.steps) ? ` of ${count(run.card.steps)}` : "") },
       { head: "tokens", number: true, cell: (run) => count(run.steps?.last_tokens ?? run.card.tokens) },
       { head: "tokens/s", number: true, cell: (run) => count(run.steps?.tokens_per_second) },
       { head: "time", number: true, cell: (run) => duration(run.card.seconds) },
       { head: "train loss", number: true, cell: (run) => decimal(run.steps?.smooth.at(-1)) },
-      { head: "validation, bits/byte", number: true, cell: (run) => decimal(run.validation?.bits_per_byte.at(-1)) },
+      { head: "own validation, bits/byte", number: true, cell: (run) => decimal(run.validation?.bits_per_byte.at(-1)) },
+      { head: "evaluation, bits/byte", number: true, cell: (run) => decimal(run.evaluation?.bits_per_byte) },
     ], runs),
     h("div", { class: "columns" },
       stepped.length > 0 && figure("Training loss; the strong line is an exponential mean, the faint one each logged step.",
         legend(stepped.map((run) => [run.color, run.name])),
         lineChart({ series: stepped.map((run) => ({ name: run.name, color: run.color, x: run.steps.tokens, y: run.steps.smooth, faint: run.steps.loss })), xLabel: "tokens seen", yLabel: "loss, nats per token" })),
-      validated.length > 0 && figure("Validation during training, on each run's own held-out split.",
+      validated.length > 0 && figure("Validation during training, on each run's own held-out split. These are other documents for each run: the lines show progress, not which run is better.",
         legend(validated.map((run) => [run.color, run.name])),
         lineChart({ series: validated.map((run) => ({ name: run.name, color: run.color, x: run.validation.tokens, y: run.validation[bits], dots: true })), xLabel: "tokens seen", yLabel: bits === "loss" ? "loss, nats per token" : "bits per byte" }))),
-    sources.length > 0 && figure("Last validation by source, bits per byte (fewer is better).",
+    sources.length > 0 && figure("Last validation by source, bits per byte (fewer is better), each run on its own documents. “Did filtering help?” compares the runs on the same ones.",
       table("Last validation by source", [
         { head: "source", class: "name", cell: (source) => source },
-        ...validated.map((run) => ({ head: run.name, number: true, cell: (source) => decimal(run.validation.by_source[source]?.bits_per_byte) })),
+        ...validated.flatMap((run) => [
+          { head: run.name, number: true, cell: (source) => decimal(run.validation.by_source[source]?.bits_per_byte) },
+          { head: "documents", number: true, cell: (source) => count(run.validation.by_source[source]?.documents) },
+        ]),
       ], sources, { class: "slim" })),
     runs.some((run) => run.router) && [
       h("h3", {}, "Routers"),
@@ -171,24 +142,30 @@ function entropyFigure(runs) {
       ]) }));
 }
 
-function panelComparison(data) {
-  const [first, second] = data.difference === "a - b" ? [data.a, data.b] : [data.b, data.a];
+const outcome = (winner) => (winner === null ? "no clear difference" : `${winner} better`);
+const setName = (name) => (name === "all" ? "all held-out documents" : words(name));
+
+function panelComparison(data, state, change, all) {
+  const told = all.overview.verdict;
+  const undecided = (row) => (row.clear ? "too few documents" : "no clear difference");
   return [
-    h("p", { class: "lead" }, `Both models saw ${known(data.budget_tokens) ? `${count(data.budget_tokens)} tokens` : "the same number of tokens"} and were measured on the same documents; fewer bits per byte is better.`),
-    figure(`Difference in bits per byte, ${first} minus ${second}, with 95 % confidence intervals from a paired bootstrap over documents. An interval that crosses zero shows no difference.`,
-      intervalChart({ rows: data.sets.map((row) => ({ name: words(row.name), low: row.ci95[0], middle: row.difference, high: row.ci95[1],
+    told && h("p", { class: "lead" }, h("b", {}, `On ${setName(told.first.name)}: ${outcome(told.first.winner)}. `), told.others.map((one) => `${outcome(one.winner)} on ${one.sets.map(words).join(", ")}`).join("; "), told.others.length > 0 && "."),
+    h("p", { class: "lead" }, `${known(data.budget_tokens) ? `Both models saw ${count(data.budget_tokens)} tokens` : "The models saw different numbers of tokens"} and were measured on the same documents; fewer bits per byte is better.`),
+    figure(`Difference in bits per byte, ${data.a} minus ${data.b}, with 95 % confidence intervals from a paired bootstrap over documents. An interval that crosses zero shows no difference.`,
+      intervalChart({ rows: data.sets.map((row) => ({ name: setName(row.name), low: row.ci95[0], middle: row.difference, high: row.ci95[1],
         class: row.winner === null ? "undecided" : row.winner === data.a ? "won-a" : "won-b",
-        note: row.winner === null ? "no difference" : `${row.winner} is better`,
+        note: row.winner === null ? undecided(row) : outcome(row.winner),
         text: `${row.name}: ${signed(row.difference)} bits per byte, 95 % interval ${signed(row.ci95[0])} to ${signed(row.ci95[1])}` })),
-        xLabel: `bits per byte, ${first} − ${second}`, left: `${first} better`, right: `${second} better` })),
+        xLabel: `bits per byte, ${data.a} − ${data.b}`, left: `${data.a} better`, right: `${data.b} better` })),
     table("Comparison by evaluation set", [
-      { head: "evaluation set", class: "name", cell: (row) => words(row.name) },
+      { head: "evaluation set", class: "name", cell: (row) => setName(row.name) },
       { head: "documents", number: true, cell: (row) => count(row.documents) },
       { head: `${data.a}, bits/byte`, number: true, cell: (row) => decimal(row.a_bits_per_byte) },
       { head: `${data.b}, bits/byte`, number: true, cell: (row) => decimal(row.b_bits_per_byte) },
       { head: "difference", number: true, cell: (row) => signed(row.difference) },
+      { head: "in percent", number: true, cell: (row) => signed((100 * row.difference) / row.b_bits_per_byte, 2) + THIN + "%" },
       { head: "95 % interval", number: true, cell: (row) => `${signed(row.ci95[0])} to ${signed(row.ci95[1])}` },
-      { head: "verdict", cell: (row) => (row.winner === null ? "no difference" : `${row.winner} is better`) },
+      { head: "verdict", cell: (row) => (row.winner === null ? undecided(row) : outcome(row.winner)) },
     ], data.sets),
     data.note && h("p", { class: "note" }, data.note),
   ];

@@ -11,7 +11,7 @@ function panelSamples(data, state, change) {
   });
   const side = (name, rows) => h("div", { class: `side ${name}` },
     h("h3", {}, name === "kept" ? "Kept" : "Dropped", h("span", { class: "note" }, ` ${rows.length} shown`)),
-    rows.length ? rows.map((row) => sample(data.documents[row], view)) : h("p", { class: "quiet" }, `No ${name} document is on this side.`));
+    rows.length ? rows.map((row) => sample(data.documents[row], view, data.rules)) : h("p", { class: "quiet" }, `No ${name} document is on this side.`));
   return [
     h("p", { class: "lead" }, "The numbers above are only as good as the documents behind them. Invisible characters are spelt out in boxes, so that what is shown is what is there."),
     h("div", { class: "choices" }, h("label", {}, "Show ", h("select", { onchange: (event) => change({ view: event.target.value }) }, options))),
@@ -22,25 +22,37 @@ function panelSamples(data, state, change) {
 
 function boundText(bound) {
   const sign = bound.side === "min" ? "at least" : "at most";
-  const own = Object.entries(bound.sources).map(([name, value]) => `${name} ${decimal(value, 3)}`);
+  const own = Object.entries(bound.sources).filter(([, value]) => known(value)).map(([name, value]) => `${name} ${decimal(value, 3)}`);
   return `${bound.label} ${sign} ${[known(bound.default) && decimal(bound.default, 3), ...own].filter(Boolean).join("; ")}`;
 }
 
-function sample(document, view) {
+function sample(document, view, rules) {
   if (!document) return null;
   const cut = document.characters > document.text.length;
+  const asked = rules.filter((rule) => rule.sources[document.source] || document.outside.includes(rule.name));
+  const first = asked.filter((rule) => rule.name === document.reason);
   const stages = {};
   for (const [key, value] of Object.entries(document.values)) {
     const [stage, column] = key.split("/").slice(-2);
-    (stages[stage] ||= []).push([column, value, key === view.value]);
+    if (!asked.some((rule) => rule.key === key)) (stages[stage] ||= []).push([column, value]);
   }
   return h("article", { class: "sample" },
     h("header", {}, h("b", {}, document.source), h("span", { class: "id" }, document.id),
       !document.keep && h("span", { class: "reason" }, document.reason ? `dropped by ${words(document.reason)}` : "dropped"),
       known(document.file) && h("span", { class: "note" }, `${document.file}, row ${document.row}`)),
     h("div", { class: "text", dir: "auto", tabindex: "0" }, document.text, cut && h("span", { class: "note" }, ` … ${count(document.characters)} characters in all`)),
-    h("div", { class: "values" }, Object.entries(stages).map(([stage, values]) => h("dl", {}, h("div", { class: "stage-name" }, stage),
-      values.map(([column, value, decides]) => h("div", { class: decides ? "decides" : null }, h("dt", {}, words(column)), h("dd", {}, valueText(column, value))))))));
+    asked.length > 0 && h("dl", { class: "checks" }, [...first, ...asked.filter((rule) => !first.includes(rule))].map((rule) => check(rule, document, view))),
+    h("details", { class: "values" }, h("summary", {}, "other measured values"), Object.entries(stages).map(([stage, values]) => h("dl", {}, h("div", { class: "stage-name" }, stage),
+      values.map(([column, value]) => h("div", {}, h("dt", {}, words(column)), h("dd", {}, valueText(column, value))))))));
+}
+
+// A value beside the bound of its source. Only the first rule that a document fails drops it; those after it are not asked.
+function check(rule, document, view) {
+  const value = document.values[rule.key], dropped = rule.name === document.reason, outside = document.outside.includes(rule.name) && known(value);
+  const bound = rule.keep ? (known(value) && value > 1 ? `of ${count(value)} the ${rule.keep} stays` : "no other like it") : boundsText(rule.sources[document.source] || {});
+  const shown = rule.keep ? "" : known(value) ? valueText(rule.key.split("/").at(-1), value) : "not measured";
+  return h("div", { class: [dropped ? "fails" : outside ? "outside" : null, rule.key === view.value ? "decides" : null].filter(Boolean).join(" ") || null, title: rule.label },
+    h("dt", {}, words(rule.name)), h("dd", {}, dropped && h("span", { "aria-hidden": "true" }, "✗ "), shown && h("b", { class: known(value) ? null : "quiet" }, shown), " ", h("span", { class: "bound" }, bound), dropped && h("span", { class: "unseen" }, " (dropped by this rule)")));
 }
 
 function valueText(column, value) {
@@ -49,18 +61,19 @@ function valueText(column, value) {
 }
 
 function panelArtifacts(data) {
-  return data.artifacts.map((artifact) => [
+  return [h("p", { class: "note" }, "Each document ends with one token more than the policy counted: the end of the text."), data.artifacts.map((artifact) => [
     h("h3", {}, artifact.name, h("span", { class: "note" }, ` ${artifact.format || ""}`)),
-    h("dl", { class: "facts" }, [["documents", count(total(artifact.sources.map((one) => one.documents)))], ["tokens", count(total(artifact.sources.map((one) => one.tokens)))], ["mixtures", artifact.mixtures.join(", ") || "none"], ["content id", artifact.content_id]]
+    h("dl", { class: "facts" }, [["documents", count(total(artifact.sources.map((one) => one.documents)))], ["tokens", count(total(artifact.sources.map((one) => one.tokens)))], ["mixtures", artifact.mixtures.join(", ") || "none"], ["laid out for the Hub", artifact.published ? "yes, same content in published/" : "no"], ["content id", artifact.content_id]]
       .map(([name, value]) => h("div", { class: name === "content id" ? "long" : null }, h("dt", {}, name), h("dd", {}, value || "–")))),
     artifact.sources.length > 0 && table(`Sources of ${artifact.name}`, [
       { head: "source", class: "name", cell: (row) => row.name },
       { head: "documents", number: true, cell: (row) => count(row.documents) },
       { head: "tokens", number: true, cell: (row) => count(row.tokens) },
+      { head: "of them held out", number: true, cell: (row) => `${count(row.valid_documents)} documents, ${count(row.valid_tokens)} tokens` },
       { head: "shards", number: true, cell: (row) => count(row.shards) },
       { head: "dtype", cell: (row) => row.dtype || "–" },
-      { head: "tokenizer", cell: (row) => row.tokenizer || "–" },
+      { head: "vocabulary", number: true, cell: (row) => count(row.vocabulary) },
       { head: "licence", cell: (row) => row.licence || "–" },
     ], artifact.sources),
-  ]);
+  ])];
 }

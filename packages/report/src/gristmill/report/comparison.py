@@ -1,0 +1,71 @@
+"""Which training did better on which held-out documents, as `trainer compare` judged it.
+
+The verdicts are taken as they stand: an interval over too few documents is not read as a win here either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gristmill.base.errors import DataError
+from gristmill.base.files import read_json
+from gristmill.report.columns import NotThere
+
+PLACE = "comparison/comparison.json"
+VERDICTS = {"better": "a", "worse": "b", "no difference": None}  # about a, in the words of trainer.compare
+
+
+def read(run: Path) -> dict[str, Any]:
+    """The comparison with, per set, `winner`: the name of the better run, or None where no difference is shown.
+
+    `clear` tells whether the interval leaves 0 out; without a winner that means too few documents for a verdict.
+
+    Raises:
+        NotThere: no comparison was made.
+        DataError: a set lacks a field, or its verdict is none of better, worse, no difference.
+    """
+    path = run / PLACE
+    if not path.exists():
+        raise NotThere(PLACE, "trainer compare")
+    written = read_json(path)
+    names = {side: str(written.get(side) or side) for side in ("a", "b")}
+    sets = [_set(f"{path}: sets[{index}]", row, names) for index, row in enumerate(written.get("sets") or [])]
+    return {**names, "budget_tokens": written.get("budget_tokens"), "note": written.get("note"), "sets": sets}
+
+
+def verdict(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
+    """For the page's head: the first set (all documents) by itself, the others by who won them."""
+    sets = comparison.get("sets")
+    if not sets:
+        return None
+    a, b = comparison["a"], comparison["b"]
+    first, *others = sets
+    return {
+        "a": a,
+        "b": b,
+        "first": {key: first[key] for key in ("name", "documents", "winner")},
+        "others": [
+            {"winner": winner, "sets": [row["name"] for row in others if row["winner"] == winner]}
+            for winner in (a, b, None)
+            if any(row["winner"] == winner for row in others)
+        ],
+    }
+
+
+def _set(where: str, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    fields = ("name", "documents", "a_bits_per_byte", "b_bits_per_byte", "difference", "ci95", "verdict")
+    absent = [name for name in fields if name not in row]
+    if absent:
+        raise DataError(f"{where} has no {', '.join(absent)}; run trainer compare again")
+    if row["verdict"] not in VERDICTS:
+        raise DataError(
+            f"{where}: verdict {row['verdict']!r} is none of {', '.join(VERDICTS)}; run trainer compare again"
+        )
+    side, (low, high) = VERDICTS[row["verdict"]], row["ci95"]
+    return {
+        **{name: row[name] for name in fields},
+        "winner": None if side is None else names[side],
+        "clear": low > 0 or high < 0,
+    }
