@@ -6,7 +6,7 @@ A pipeline is a `PipelineConfig`; the demo appends training and comparison to th
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gristmill.base.errors import UsageError
@@ -32,6 +32,7 @@ from gristmill.datapipe.workflow.stage import Node
 from gristmill.scorer.calibration import CalibrationConfig
 from gristmill.scorer.rubric import load_rubric
 from gristmill.scorer.training import TrainConfig as HeadsConfig
+from gristmill.shards import hub
 from nodes import Grade, Heads, Sample, SampleConfig, Score
 
 HERE = Path(__file__).resolve().parent
@@ -111,20 +112,24 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
     nodes += [
         Select(policy, heads=scored),
         Pack("shards_filtered", "shards/filtered", config.pack, "selection", extra, config.mixture),
-        Publish("shards_filtered", config.publish),
+        Publish("shards_filtered", _place(config.publish)),
     ]
     return ingest, nodes
 
 
 def _with_sources(config: PipelineConfig) -> IngestConfig:
-    from dataclasses import replace
-
     return replace(config.ingest, sources=tuple(config.sources)) if config.sources else config.ingest
 
 
 def _absolute(oracle: str) -> str:
     """Workers on Ray may have another working folder."""
     return oracle if oracle.startswith(("http://", "https://")) else str(Path(oracle).resolve())
+
+
+def _place(target: str) -> str:
+    """The address, or a folder by its whole path."""
+    place = hub.parse(target) if target else ""
+    return str(place.absolute() if isinstance(place, Path) else place)
 
 
 def report(run: Path) -> Path:

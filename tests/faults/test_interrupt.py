@@ -30,7 +30,7 @@ def test_a_signal_ends_the_run_and_the_next_goes_on(
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error[-2000:]
     assert said in error.strip().splitlines()[-1] and "Traceback" not in error
-    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     ended, _, error = run("filter_olmo3.py", "--input", corpus, "--output", folder, "--workers", 0)
     assert ended == 0, error
     nodes = {node["name"]: node for node in json.loads((folder / "run.json").read_text())["nodes"]}

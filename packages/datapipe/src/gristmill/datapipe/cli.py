@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as json_module
 from pathlib import Path
 
 from gristmill.base import cli
@@ -24,22 +24,22 @@ def main() -> None:
     )
 
 
-def status(run: Path, /, json_output: bool = False) -> None:
+def status(run: Path, /, json: bool = False) -> None:
     """What a run has done: every node, its partitions, seconds and counts, and what was quarantined.
 
     Examples:
         datapipe status runs/demo
-        datapipe status runs/demo --json-output
+        datapipe status runs/demo --json
 
     Args:
         run: the run folder.
-        json_output: print run.json instead of a table.
+        json: print run.json instead of a table.
     """
     from gristmill.base.files import read_json
 
     record = read_json(run / "run.json")
-    if json_output:
-        print(json.dumps(record, indent=2))
+    if json:
+        print(json_module.dumps(record, indent=2))
         return
     print(f"{record['name']}: {record['status']}, started {record['started_at']}")
     for node in record["nodes"]:

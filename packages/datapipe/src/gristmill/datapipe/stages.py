@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ from gristmill.datapipe.filters.length import length
 from gristmill.datapipe.filters.repetition import repetition
 from gristmill.datapipe.text.features import featurise
 from gristmill.datapipe.workflow.stage import Inputs, Stage, Step
+
+# Character classes come from Python's Unicode tables and normal forms from pyarrow's: another version, other words.
+UNICODE = {"unicode": unicodedata.unidata_version}
 
 
 class Language(Stage):
@@ -47,7 +51,8 @@ class Heuristics(Stage):
     """heuristics: length and repetition measurements, from one featurisation."""
 
     name, folder, version = "heuristics", "annotations/heuristics", 1
-    config: None = None
+    libraries = ("pyarrow",)
+    config = UNICODE
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
         features = featurise(table["text"])
@@ -58,14 +63,16 @@ class Sketch(Stage):
     """sketch: the 128-bit identity of the words and the MinHash signature."""
 
     name, folder, version = "sketch", "annotations/sketch", 1
+    libraries = ("pyarrow",)
 
     def __init__(self, config: MinHashConfig) -> None:
-        self.config = config
+        self.config = {"minhash": config, **UNICODE}
+        self._minhash = config
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
         features = featurise(table["text"])
-        signature = minhash.signatures(features, self.config)
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(signature.reshape(-1)), self.config.permutations)
+        signature = minhash.signatures(features, self._minhash)
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(signature.reshape(-1)), self._minhash.permutations)
         identity = features.identity
         return pa.table({"identity_high": identity[:, 0], "identity_low": identity[:, 1], "signature": flat})
 

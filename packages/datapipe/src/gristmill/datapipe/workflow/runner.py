@@ -6,9 +6,7 @@ re-run after any crash or edit does exactly the difference, and the bytes do not
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
-import os
 import shutil
 import threading
 import time
@@ -16,18 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-import pyarrow.parquet as pq
+from typing import Any
 
 from gristmill.base.errors import GristmillError, PartialError
-from gristmill.base.files import atomic_path, fingerprint, replace_folder, sha256_file, sha256_folder
+from gristmill.base.files import fingerprint
 from gristmill.datapipe.ingest.ingest import Ingest, IngestJob, InputFile
 from gristmill.datapipe.workflow.display import Display
 from gristmill.datapipe.workflow.executor import Executor, start
+from gristmill.datapipe.workflow.jobs import StageJob, StepJob
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
+from gristmill.datapipe.workflow.lock import RunLock
 from gristmill.datapipe.workflow.record import NodeRecord, RunRecord
-from gristmill.datapipe.workflow.stage import Inputs, Node, Stage, Step, read_part
+from gristmill.datapipe.workflow.stage import Inputs, Node, Stage, Step
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Runner:
     def __init__(
         self, folder: Path, ingest: Ingest, nodes: Sequence[Node], name: str = "run", workers: int = 2
     ) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()  # workers may have another working folder
         self.ingest = ingest
         self.nodes = {node.name: node for node in nodes}
         self.name = name
@@ -61,7 +59,7 @@ class Runner:
             PartialError: more input was quarantined than `ingest.max_bad_fraction` allows.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder), Display() as self._display:
+        with RunLock(self.folder), Display() as self._display:
             self._ledger = Ledger(self.folder)
             self._record = RunRecord(self.folder, self.name)
             for node in (self.ingest, *self.nodes.values()):
@@ -74,8 +72,8 @@ class Runner:
             try:
                 self._run_ingest()
                 self._run_nodes()
-            except BaseException:
-                self._record.finish("failed")
+            except BaseException as error:
+                self._record.finish("failed" if isinstance(error, Exception) else "interrupted")
                 raise
             finally:
                 self._ledger.flush()
@@ -297,95 +295,6 @@ class Runner:
         for key, value in values.items():
             setattr(self._record.nodes[name], key, value)
         self._record.write(force)
-
-
-@dataclass
-class StageJob:
-    """One partition of a stage: read its rows, annotate them, write the rows that come back."""
-
-    stage: Stage
-    over: Path
-    requires: dict[str, Path]
-    needs: dict[str, Path]
-    folder: Path
-    keys: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        return self.stage.name
-
-    @property
-    def stateful(self) -> bool:
-        return type(self.stage).setup is not Stage.setup
-
-    def setup(self) -> None:
-        self.stage.setup(self.needs)
-
-    def __call__(self, part: str) -> dict[str, Any]:
-        started = time.monotonic()
-        table = read_part(self.over / part, self.stage.columns)
-        previous = {name: read_part(folder / part) for name, folder in self.requires.items()}
-        result = self.stage.annotate(table, previous)
-        if result.num_rows != table.num_rows:
-            raise GristmillError(f"stage {self.stage.name!r} returned {result.num_rows} rows for {table.num_rows}")
-        with atomic_path(self.folder / part) as temporary:
-            pq.write_table(result, temporary, compression="zstd")
-        entry = Entry(
-            self.keys[part], sha256_file(self.folder / part), result.num_rows, (self.folder / part).stat().st_size,
-            round(time.monotonic() - started, 3),
-        )  # fmt: skip
-        return {"entry": vars(entry), "rows": result.num_rows}
-
-
-@dataclass
-class StepJob:
-    """A whole step: run it in its work folder, then put that folder in its place."""
-
-    step: Step
-    inputs: Inputs
-    work: Path
-    folder: Path
-    key: str
-    stateful: ClassVar[bool] = False
-
-    @property
-    def name(self) -> str:
-        return self.step.name
-
-    def setup(self) -> None:
-        pass
-
-    def __call__(self, _piece: str) -> dict[str, Any]:
-        started = time.monotonic()
-        counts = self.step.run(self.inputs, self.work)
-        sha256 = sha256_folder(self.work)
-        replace_folder(self.work, self.folder)
-        seconds = round(time.monotonic() - started, 3)
-        return {"entry": vars(Entry(self.key, sha256, seconds=seconds, counts=counts))}
-
-
-class _locked:
-    """One runner per run folder; the lock goes with the process, however it ends."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / ".lock"
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            raise GristmillError(
-                f"{self._path.parent}: another run (process {self._file.read().strip() or '?'}) is at work here; "
-                "wait for it, or give another --output"
-            ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-
-    def __exit__(self, *_exception: object) -> None:
-        self._file.close()
 
 
 def _check_dag(ingest: Ingest, nodes: Sequence[Node]) -> None:
