@@ -46,8 +46,8 @@ class PipelineConfig:
     """The run folder. The same command on the same folder goes on from where it was."""
     sources: tuple[str, ...] = ()
     """Keep only these sources; a row's source is its field `source`, else its file's name up to the first dot."""
-    policy: Path = HERE / "policies" / "olmo3.toml"
-    """Rules and thresholds, as TOML."""
+    policy: Path | None = None
+    """Rules and thresholds, as TOML. Without one: policies/olmo3.toml, or olmo3_scored.toml with an oracle."""
     oracle: str = ""
     """Grades a sample: a model folder for vLLM in process, or http(s)://HOST/v1#MODEL of a running server."""
     backbone: Path | None = None
@@ -84,17 +84,28 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
     """
     if not config.input:
         raise UsageError("--input is missing: files, folders, globs, or hf://datasets/ORG/NAME/PATTERN")
-    policy = load_policy(config.policy)
+    default = "olmo3_scored.toml" if config.oracle else "olmo3.toml"
+    policy = load_policy(config.policy or HERE / "policies" / default)
     scored = "scores" in policy.annotations()
     if scored and not config.oracle:
         raise UsageError(f"{config.policy} has rules on scores.*: give --oracle and --backbone, or another --policy")
+    if config.oracle and not scored:
+        raise UsageError(
+            f"{config.policy} has no rule on scores.*, so --oracle would be for nothing: add one, or drop it"
+        )
     if config.oracle and config.backbone is None:
         raise UsageError("--oracle needs --backbone: the model folder whose layers carry the heads")
     ingest = Ingest(tuple(config.input), _with_sources(config), config.max_bad_fraction)
-    tokenizer = CopyTokenizer(config.tokenizer) if config.tokenizer else TrainTokenizer(config.bpe)
+    mixtures = [_existing("--mixture", path) for path in config.mixture]
+    tokenizer = (
+        CopyTokenizer(_existing("--tokenizer", config.tokenizer)) if config.tokenizer else TrainTokenizer(config.bpe)
+    )
+    language = config.language
+    if language.model:
+        language = replace(language, model=str(_existing("--language.model", Path(language.model))))
     minhash: MinHashConfig = config.near.minhash
     nodes: list[Node] = [
-        Language(config.language), Heuristics(), Sketch(minhash), ExactDuplicates(), NearDuplicates(config.near),
+        Language(language), Heuristics(), Sketch(minhash), ExactDuplicates(), NearDuplicates(config.near),
         tokenizer, Tokenise(),
     ]  # fmt: skip
     extra = ["language"]
@@ -104,14 +115,14 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
         nodes += [
             Select(policy.before("scores"), "survivors", "survivors"),
             Sample(config.sample),
-            Grade(_absolute(config.oracle), rubric, config.oracle_tokens, config.oracle_threads),
+            Grade(_absolute(config.oracle), rubric, config.oracle_tokens, _threads(config)),
             Heads(config.backbone.resolve(), rubric, config.heads, config.calibration),
             Score(config.backbone.resolve()),
         ]
         extra.append("scores")
     nodes += [
         Select(policy, heads=scored),
-        Pack("shards_filtered", "shards/filtered", config.pack, "selection", extra, config.mixture),
+        Pack("shards_filtered", "shards/filtered", config.pack, "selection", extra, mixtures),
         Publish("shards_filtered", _place(config.publish)),
     ]
     return ingest, nodes
@@ -124,6 +135,17 @@ def _with_sources(config: PipelineConfig) -> IngestConfig:
 def _absolute(oracle: str) -> str:
     """Workers on Ray may have another working folder."""
     return oracle if oracle.startswith(("http://", "https://")) else str(Path(oracle).resolve())
+
+
+def _existing(flag: str, path: Path) -> Path:
+    if not path.is_file():
+        raise UsageError(f"{flag} {path}: no such file")
+    return path.resolve()
+
+
+def _threads(config: PipelineConfig) -> int:
+    """Ray would refuse an oracle that wants more processors than there are workers."""
+    return min(config.oracle_threads, config.workers or config.oracle_threads)
 
 
 def _place(target: str) -> str:

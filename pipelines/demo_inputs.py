@@ -86,6 +86,7 @@ def gather(folder: Path, amounts: Amounts) -> list[Path]:
     stamp = folder / "recipe.json"
     if stamp.exists() and read_json(stamp)["recipe"] == recipe and all(path.exists() for path in paths):
         return paths
+    stamp.unlink(missing_ok=True)  # it would not be true of files that are written over
     for path, (source, documents) in zip(paths, sources.items()):
         count, size = _write(path, source, documents(amounts))
         print(f"gathered {source}: {count:,} documents, {size / 1e6:.1f} MB", file=sys.stderr, flush=True)

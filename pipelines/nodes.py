@@ -109,7 +109,7 @@ class Heads(Step):
         self._backbone, self._rubric, self._training, self._calibration = backbone, rubric, training, calibration
         self.config = {"rubric": rubric.sha, "training": training, "calibration": calibration}
         self.resources = Resources(cpus=float(training.threads))
-        self.libraries = ("torch", "transformers")
+        self.libraries = ("scipy", "tokenizers", "torch", "transformers")
 
     def files(self) -> Sequence[Path]:
         return model_files(self._backbone)
@@ -140,7 +140,7 @@ class Score(Stage):
         self._backbone, self._threads = backbone, threads
         self.config = {"threads": threads}
         self.resources = Resources(cpus=float(threads))
-        self.libraries = ("torch", "transformers")
+        self.libraries = ("tokenizers", "torch", "transformers")
 
     def files(self) -> Sequence[Path]:
         return model_files(self._backbone)
@@ -209,7 +209,7 @@ class Compare(Step):
 
 def model_files(folder: Path) -> Sequence[Path]:
     """What a model folder's output depends on."""
-    found = [path for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".json")]
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     if not any(path.name == "config.json" for path in found):
         raise GristmillError(f"{folder}: no config.json; give the folder of a Hugging Face model")
     return found

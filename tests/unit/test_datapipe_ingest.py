@@ -118,6 +118,38 @@ def test_parquet_with_wrong_columns_counts_all_its_rows(tmp_path: Path) -> None:
     }
 
 
+def test_hostile_values_cost_one_row_each(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.jsonl"
+    path.write_bytes(b'{"text": "x", "n": ' + b"9" * 5000 + b"}\n" + line(source="../etc") + line(id="good"))
+    times = pa.array([0, 2**50], pa.timestamp("s"))
+    pq.write_table(pa.table({"text": ["x", "y"], "when": times}), tmp_path / "my times.parquet")
+    documents, quarantine = ingest(tmp_path, path, tmp_path / "my times.parquet")
+    assert [document["id"] for document in documents] == ["good", "my times.parquet:0"]
+    assert documents[1]["source"] == "my-times"
+    assert [(bad["row"], bad["reason"]) for bad in quarantine] == [
+        (1, "not JSON"),
+        (2, "bad source name"),
+        (1, "unreadable value"),
+    ]
+
+
+def test_what_a_damaged_file_loses_is_counted(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"text": [f"text {n}" for n in range(20_000)]}), tmp_path / "torn.parquet", row_group_size=5000
+    )
+    data = bytearray((tmp_path / "torn.parquet").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    (tmp_path / "torn.parquet").write_bytes(data)
+    generator = random.Random(0)
+    text = b"".join(line(id=str(n), text=f"document {n} {generator.random()}") for n in range(20_000))
+    (tmp_path / "cut.jsonl.gz").write_bytes((whole := gzip.compress(text))[: len(whole) // 2])
+    documents, quarantine = ingest(tmp_path, tmp_path)
+    lost = {bad["file"]: bad["rows"] for bad in quarantine}
+    come = {name: sum(document["file"] == name for document in documents) for name in lost}
+    assert come["torn.parquet"] + lost["torn.parquet"] == 20_000
+    assert lost["cut.jsonl.gz"] >= 1  # the file's end is gone, and with it how much there was
+
+
 def test_partitions_are_row_ranges_and_sources_can_be_chosen(tmp_path: Path) -> None:
     path = tmp_path / "many.jsonl"
     path.write_bytes(b"".join(line(id=str(n), source="ab"[n % 2]) for n in range(100)))

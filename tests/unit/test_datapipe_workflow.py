@@ -15,6 +15,7 @@ import pytest
 from gristmill.base.errors import DataError, GristmillError, PartialError
 from gristmill.base.files import sha256_folder
 from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
+from gristmill.datapipe.workflow.ledger import Entry, Ledger
 from gristmill.datapipe.workflow.runner import Runner
 from gristmill.datapipe.workflow.stage import Inputs, Stage, Step
 from gristmill.datapipe.workflow.verify import verify
@@ -161,6 +162,71 @@ def test_verify_names_what_was_altered(tmp_path: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
     with pytest.raises(DataError, match="part-00000-00001"):
         verify(run)
+
+
+class Note(Step):
+    """Writes a partition that never changes, and a file beside it that does."""
+
+    name, folder = "note", "note"
+    requires = ("length",)
+
+    def __init__(self, text: str) -> None:
+        self.config = {"text": text}
+
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        pq.write_table(pa.table({"x": [1]}), out / "part-0.parquet")
+        (out / "beside.txt").write_text(self.config["text"])
+        return {}
+
+
+class Echo(Step):
+    name, folder = "echo", "echo"
+    requires = ("note",)
+    config = None
+
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        (out / "heard.txt").write_text((inputs.folders["note"] / "beside.txt").read_text())
+        return {}
+
+
+def noted(run: Path, path: Path, text: str) -> str:
+    Runner(run, Ingest((str(path),)), [Length(), Note(text), Echo()], workers=0).run()
+    return (run / "echo" / "heard.txt").read_text()
+
+
+def test_a_step_sees_every_file_that_another_wrote(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["a"])
+    assert noted(tmp_path / "run", path, "one") == "one"
+    assert noted(tmp_path / "run", path, "two") == "two"
+
+
+def test_killed_between_output_and_entry_an_old_entry_does_not_vouch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = write(tmp_path / "a.jsonl", ["a"]), tmp_path / "run"
+    noted(run, path, "one")
+
+    def killed(_ledger: Ledger, node: str, _piece: str, _entry: Entry) -> None:
+        assert node == "note"
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "write", killed)
+        noted(run, path, "two")
+    assert (run / "note" / "beside.txt").read_text() == "two"  # the output is there, its entry is not
+    assert noted(run, path, "one") == "one"
+
+
+def test_an_input_may_go_even_one_that_gave_no_document(tmp_path: Path) -> None:
+    bad, good, run = tmp_path / "a.jsonl", write(tmp_path / "b.jsonl", ["x"] * 5), tmp_path / "run"
+    bad.write_text("nothing good\n")
+    runner(run, bad, good, limit=0.9).run()
+    runner(run, good).run()
+    assert {path.name for path in (run / "annotations" / "share").glob("*.parquet")} == {
+        "part-00000-00000.parquet",
+        "part-00000-00001.parquet",
+    }
+    assert verify(run) == 7
 
 
 def test_infeasible_resources_are_refused_not_waited_for(tmp_path: Path) -> None:

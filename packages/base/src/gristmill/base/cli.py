@@ -1,6 +1,7 @@
 """How every console script behaves: typed sub-commands, one-line errors, exit codes that mean something.
 
-0 done, 1 failed, 2 wrong usage, 3 a data check failed, 4 too much quarantined, 130 interrupted, 143 terminated.
+0 done, 1 failed, 2 wrong usage, 3 a data check failed, 4 too much quarantined, 130 interrupted, 141 nobody reads on,
+143 terminated.
 stdout carries the result; progress and errors go to stderr.
 """
 
@@ -73,7 +74,7 @@ def guarded(name: str, action: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
-        return 0
+        return 141  # as the shell counts SIGPIPE: who reads our output has gone, and what we were at is not done
 
 
 def _dispatch(name: str, commands: dict[str, Command], arguments: list[str]) -> int | None:

@@ -55,6 +55,7 @@ def read_json(path: Path) -> Any:
 def replace_folder(temporary: Path, final: Path) -> None:
     """Put a finished folder in its place. The old one is moved aside first: a crash leaves one of the two."""
     aside = final.with_name(f".{final.name}.old-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that had this number once
     if final.exists():
         final.replace(aside)
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,11 @@ class Rule:
     sources: dict[str, Bounds] = field(default_factory=dict)
     """Bounds that replace the rule's own for one source."""
 
+    def reads(self) -> tuple[str, ...]:
+        """Annotations whose columns decide: the rule's own, and the one that ranks a cluster's members."""
+        ranks = {"longest": ("heuristics",), "best": ("scores",)}
+        return (self.column.partition(".")[0], *ranks.get(self.keep or "", ()))
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -54,12 +59,12 @@ class Policy:
 
     def annotations(self) -> tuple[str, ...]:
         """Names of the annotations that the rules read."""
-        return tuple(dict.fromkeys(rule.column.partition(".")[0] for rule in self.rule))
+        return tuple(dict.fromkeys(name for rule in self.rule for name in rule.reads()))
 
     def before(self, annotation: str) -> Policy:
         """The rules up to the first that reads `annotation`: what is known before an expensive stage runs."""
         for index, rule in enumerate(self.rule):
-            if rule.column.partition(".")[0] == annotation:
+            if annotation in rule.reads():
                 return Policy(self.name, self.rule[:index])
         return self
 

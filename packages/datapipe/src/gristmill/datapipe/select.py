@@ -22,7 +22,9 @@ class Select(Step):
 
     def __init__(self, policy: Policy, name: str = "selection", folder: str = "selection", heads: bool = False) -> None:
         self.name, self.folder, self.config = name, folder, policy
-        self.requires = tuple(dict.fromkeys(("documents", "tokens", *_also(policy), *(("heads",) if heads else ()))))
+        self.requires = tuple(
+            dict.fromkeys(("documents", "tokens", *policy.annotations(), *(("heads",) if heads else ())))
+        )
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
         policy: Policy = self.config
@@ -64,12 +66,6 @@ def _funnel(policy: Policy, sources: np.ndarray, tokens: np.ndarray, reason: np.
                 {"rule": name, "source": str(source), "documents": int(here.sum()), "tokens": int(tokens[here].sum())}
             )
     return {"rules": names[1:], "rows": rows}
-
-
-def _also(policy: Policy) -> tuple[str, ...]:
-    """Annotations that cluster rules read to choose a member."""
-    extra = {"longest": "heuristics", "best": "scores"}
-    return (*policy.annotations(), *(extra[rule.keep] for rule in policy.rule if rule.keep in extra))
 
 
 def explain(run: Path, document: str) -> list[str]:

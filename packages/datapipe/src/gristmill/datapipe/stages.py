@@ -163,7 +163,7 @@ class TrainTokenizer(Step):
 class Tokenise(Stage):
     """tokens: the token ids of each document (no end-of-document token: the shard writer adds it), and their count."""
 
-    name, folder, version = "tokens", "annotations/tokens", 1
+    name, folder, version = "tokens", "annotations/tokens", 2
     needs = ("tokenizer",)
     libraries = ("tokenizers",)
     config: None = None
@@ -172,6 +172,7 @@ class Tokenise(Stage):
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(folders["tokenizer"] / "tokenizer.json"))
+        self._tokenizer.encode_special_tokens = True  # a page that spells <|endoftext|> must not end its document
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
         kind = np.dtype(np.uint16 if self._tokenizer.get_vocab_size() <= 2**16 else np.uint32)

@@ -28,6 +28,7 @@ class Tokens:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.encode_special_tokens = True  # text that spells a control token is still text
         self.first_token = first_token
         self.max_tokens = max_tokens
 

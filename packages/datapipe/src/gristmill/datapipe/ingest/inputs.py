@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,7 @@ def discover(inputs: tuple[str, ...]) -> list[InputFile]:
     names = list(found.values())
     files = []
     for index, (path, name) in enumerate(found.items()):
-        unique = name if names.count(name) == 1 else f"{path.parent.name}/{name}"
-        files.append(InputFile(f"{index:05d}", unique, path))
+        files.append(InputFile(f"{index:05d}", name if names.count(name) == 1 else path.as_posix(), path))
     return files
 
 
@@ -52,7 +52,10 @@ def known_suffix(name: str) -> bool:
 def _from_disk(given: str) -> list[tuple[Path, str]]:
     path = Path(given)
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and known_suffix(file.name)]
+        everything = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        files = [file for file in everything if known_suffix(file.name)]
+        if left := [file.name for file in everything if not known_suffix(file.name)]:
+            print(f"--input {given}: left out {len(left)} files of unknown kind, {left[0]} first", file=sys.stderr)
         return [(file.resolve(), file.relative_to(path).as_posix()) for file in files]
     matches = [path] if path.is_file() else sorted(Path(match) for match in glob.glob(given, recursive=True))
     for match in matches:

@@ -52,7 +52,10 @@ def _read_jsonl(path: Path, name: str, max_line_bytes: int) -> Iterator[Row | Ba
                 elif line.strip():
                     yield _parse(number, line)
         except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-            yield Bad(number + 1, "corrupt compressed stream", f"nothing after this line can be read: {error}")
+            share = (path.stat().st_size - raw.tell()) / max(1, raw.tell())
+            lost = max(1, round(number * share))
+            told = f"nothing after this line can be read, about {lost:,} lines: {error}"
+            yield Bad(number + 1, "corrupt compressed stream", told, rows=lost)
 
 
 def _parse(number: int, line: bytes) -> Row | Bad:
@@ -60,7 +63,7 @@ def _parse(number: int, line: bytes) -> Row | Bad:
         values = json.loads(line)
     except UnicodeDecodeError as error:
         return Bad(number, "invalid UTF-8", str(error), _sample(line))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits, too
         return Bad(number, "not JSON", str(error), _sample(line))
     if not isinstance(values, dict):
         return Bad(number, "not a JSON object", f"a {type(values).__name__}", _sample(line))
@@ -68,21 +71,22 @@ def _parse(number: int, line: bytes) -> Row | Bad:
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[Row | Bad]:
+    number, total = 0, 1
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
+            schema, total = file.schema_arrow, file.metadata.num_rows
             if text_field not in schema.names or not _is_text(schema.field(text_field).type):
                 columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
                 detail = f"needs a string column {text_field!r}; has {columns}"
-                yield Bad(None, "wrong columns", detail[:1000], rows=max(1, file.metadata.num_rows))
+                yield Bad(None, "wrong columns", detail[:1000], rows=max(1, total))
                 return
-            number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for index in range(batch.num_rows):
                     yield _parquet_row(number + index, batch, index)
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        yield Bad(None, "corrupt Parquet file", str(error).splitlines()[0])
+        told = f"row {number:,} and all after it: {str(error).splitlines()[0]}"
+        yield Bad(number, "corrupt Parquet file", told, rows=max(1, total - number))
 
 
 def _parquet_row(number: int, batch: pa.RecordBatch, index: int) -> Row | Bad:
@@ -90,6 +94,8 @@ def _parquet_row(number: int, batch: pa.RecordBatch, index: int) -> Row | Bad:
         return Row(number, {name: column[index].as_py() for name, column in zip(batch.schema.names, batch.columns)})
     except UnicodeDecodeError as error:
         return Bad(number, "invalid UTF-8", str(error))
+    except (ValueError, OverflowError) as error:
+        return Bad(number, "unreadable value", str(error))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -106,6 +106,8 @@ class OnRay:
                     outcome = _lost(item, error)
                 except ray_errors.RayTaskError as error:  # it could not even be unpickled
                     outcome = Outcome(item, error="a Ray worker cannot load it", detail=str(error))
+                except ray_errors.RayError as error:  # out of memory, or its node is gone
+                    outcome = _lost(item, error)
                 yield outcome
         finally:
             for reference in running:
@@ -140,7 +142,8 @@ class OnRay:
                     idle.append(actor)
                 except ray_errors.RayTaskError as error:
                     outcome = Outcome(item, error="a Ray worker cannot load it", detail=str(error))
-                except ray_errors.RayActorError as error:
+                    idle.append(actor)
+                except ray_errors.RayError as error:  # the actor died, ran out of memory, or its node is gone
                     pool.remove(actor)
                     pool.append(fresh := actor_class.remote(job_ref))
                     starting[fresh.ping.remote()] = fresh
@@ -199,7 +202,8 @@ class _Worker:
         except GristmillError as error:
             return Outcome(item, error=str(error))
         except Exception as error:  # noqa: BLE001 - any bug in a stage fails its partition, with its traceback kept
-            return Outcome(item, error=f"{type(error).__name__}: {error}", detail=traceback.format_exc())
+            first = (str(error).splitlines() or [""])[0]
+            return Outcome(item, error=f"{type(error).__name__}: {first}", detail=traceback.format_exc())
 
 
 def _work_once(job: Job, item: Any) -> Outcome:

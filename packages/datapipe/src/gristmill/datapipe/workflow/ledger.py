@@ -50,6 +50,10 @@ class Ledger:
     def write(self, node: str, piece: str, entry: Entry) -> None:
         write_json(self._path(node, piece), asdict(entry))
 
+    def forget(self, node: str, piece: str) -> None:
+        """Before a piece is made anew: were it killed between output and entry, an old entry must not vouch for it."""
+        self._path(node, piece).unlink(missing_ok=True)
+
     def write_outputs(self, folders: dict[str, str]) -> None:
         """Which folder each node's entries speak of; for `datapipe verify`, which knows no pipeline."""
         write_json(self._root / "outputs.json", folders)
@@ -59,7 +63,7 @@ class Ledger:
         folder = self._root / node
         if folder.exists():
             for path in folder.glob("*.json"):
-                if path.stem not in pieces:
+                if path.name.removesuffix(".json") not in pieces:
                     path.unlink()
 
     def file_sha256(self, path: Path) -> str:

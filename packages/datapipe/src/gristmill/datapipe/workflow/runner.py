@@ -151,6 +151,8 @@ class Runner:
             ingest.name, partitions=len(files), partitions_done=cached, partitions_cached=cached, status="running"
         )
         started = time.monotonic()
+        for file in pending:
+            self._ledger.forget(ingest.name, file.key)
         if pending:
             self._display.begin(ingest.name, len(files), cached)
             job = IngestJob(ingest.config, folder, self.folder / "quarantine")
@@ -161,7 +163,7 @@ class Runner:
         _remove_others(folder, set(parts))
         _remove_others(self.folder / "quarantine", {f"{file.key}.jsonl" for file in files}, "*.jsonl")
         self._count_quarantine(done)
-        self.outputs[ingest.name] = Output(folder, fingerprint(list(parts.values())), parts)
+        self.outputs[ingest.name] = Output(folder, fingerprint(parts), parts)
         seconds = round(time.monotonic() - started, 2)
         counts = {"documents": sum(entry.rows for entry in done), "quarantined": self._record.quarantine["total"]}
         if pending:
@@ -205,6 +207,8 @@ class Runner:
         self._set(stage.name, partitions=total, partitions_done=cached, partitions_cached=cached, status="running")
         if pending:
             self._ran.add(stage.name)
+            for part in pending:
+                self._ledger.forget(stage.name, part)
             self._display.begin(stage.name, total, cached)
             job = StageJob(
                 stage, over.folder, {name: self.outputs[name].folder for name in stage.requires},
@@ -212,10 +216,11 @@ class Runner:
             )  # fmt: skip
             self._map(stage.name, job, pending, stage, lambda entry: entry["rows"], total, cached)
         _remove_others(folder, set(keys))
+        self._ledger.prune(stage.name, set(keys))
         entries = {part: self._ledger.read(stage.name, part) for part in keys}
         parts = {part: entry.sha256 for part, entry in entries.items() if entry is not None}
         self._set(stage.name, counts={"documents": sum(entry.rows for entry in entries.values() if entry is not None)})
-        return Output(folder, fingerprint(list(parts.values())), parts)
+        return Output(folder, fingerprint(parts), parts)
 
     def _map(self, name: str, job: Any, items: list[Any], node: Any, rows_of: Any, total: int, done: int) -> None:
         """Run `items`; write a ledger entry for each that succeeds, and raise after all of them if any failed."""
@@ -240,15 +245,14 @@ class Runner:
 
     def _run_step(self, step: Step) -> Output:
         folder = self.folder / step.folder
-        requires = {
-            name: list(self.outputs[name].parts.values()) or self.outputs[name].sha256 for name in step.requires
-        }
+        requires = {name: self.outputs[name].sha256 for name in step.requires}  # every file in it, and the parts' names
         key = fingerprint([self._identity(step), requires])
         self._set(step.name, partitions=1, status="running")
         if self._is_done(step.name, "whole", key, folder):
             self._set(step.name, partitions_done=1, partitions_cached=1)
         else:
             self._ran.add(step.name)
+            self._ledger.forget(step.name, "whole")
             self._display.begin(step.name, 1, 0)
             work = self.folder / ".work" / f"{step.name}-{key[:16]}"
             for other in work.parent.glob(f"{step.name}-*"):
