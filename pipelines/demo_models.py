@@ -87,8 +87,8 @@ def _write_tokenizer(value: Any, folder: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True)] if value("tokenizer.ggml.pre") == "smollm" else []
     )
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)  # type: ignore[attr-defined]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, types) if kind == _CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(folder / "tokenizer.json"))

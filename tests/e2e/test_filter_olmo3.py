@@ -75,10 +75,10 @@ def test_bad_input_is_quarantined_told_in_the_report_and_bounded(corpus: Path, t
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(b'{"text": 3}\nnot json\n{"text": "\xff"}\n{"text": ""}\n')
     command = ["filter_olmo3.py", "--input", corpus, bad, "--output", tmp_path / "run", "--workers", 0]
-    code, _, error = run(*command)  # type: ignore[arg-type]
+    code, _, error = run(*command)
     assert code == 4 and "--max-bad-fraction" in error.strip().splitlines()[-1]
     assert list((tmp_path / "run" / "documents").glob("*.parquet"))
-    code, _, error = run(*command, "--max-bad-fraction", 0.2)  # type: ignore[arg-type]
+    code, _, error = run(*command, "--max-bad-fraction", 0.2)
     assert code == 0, error
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["quarantine"]["total"] == 4

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,9 +21,9 @@ from gristmill.datapipe.ingest.inputs import discover
 GOOD = {"id": "a", "text": "one good document", "source": "web", "url": "https://example.org", "score": 3}
 
 
-def ingest(folder: Path, *inputs: Path, **config: object) -> tuple[list[dict], list[dict]]:
+def ingest(folder: Path, *inputs: Path, **config: Any) -> tuple[list[dict], list[dict]]:
     """(documents, quarantine) of `inputs`."""
-    job = IngestJob(IngestConfig(**config), folder / "documents", folder / "quarantine")  # type: ignore[arg-type]
+    job = IngestJob(IngestConfig(**config), folder / "documents", folder / "quarantine")
     for file in discover(tuple(str(path) for path in inputs)):
         job(file)
     documents: list[dict] = []

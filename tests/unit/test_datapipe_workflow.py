@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from gristmill.base.errors import DataError, GristmillError, PartialError
 from gristmill.base.files import sha256_folder
+from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
 from gristmill.datapipe.workflow.runner import Runner
@@ -32,7 +32,7 @@ class Length(Stage):
         self.calls.append(len(table))
         if "explode" in table["text"].to_pylist():
             raise ValueError("this stage has a bug")
-        return pa.table({"length": pc.divide(pc.utf8_length(table["text"]), self.config["unit"])})  # type: ignore[attr-defined]
+        return pa.table({"length": pc.divide(pc.utf8_length(table["text"]), self.config["unit"])})
 
 
 class Total(Step):
@@ -59,7 +59,7 @@ class Share(Stage):
         self._total = json.loads((folders["total"] / "total.json").read_text())
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
-        return pa.table({"share": pc.divide(previous["length"]["length"].cast(pa.float64()), float(self._total))})  # type: ignore[attr-defined]
+        return pa.table({"share": pc.divide(previous["length"]["length"].cast(pa.float64()), float(self._total))})
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import read_json, sha256_file, write_json
+from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.workflow.stage import Inputs, Step
 from gristmill.shards import hub
 from gristmill.shards.manifest import TokenizerInfo
@@ -89,16 +89,16 @@ class Pack(Step):
 
     def _keep(self, inputs: Inputs, part: str) -> pa.Array:
         """Every document of at least one token, less what the selection drops."""
-        keep = pc.greater(inputs.part("tokens", part, ("count",))["count"], 0)  # type: ignore[attr-defined]
+        keep = pc.greater(inputs.part("tokens", part, ("count",))["count"], 0)
         if self._selection:
-            keep = pc.and_(keep, inputs.part(self._selection, part, ("keep",))["keep"])  # type: ignore[attr-defined]
+            keep = pc.and_(keep, inputs.part(self._selection, part, ("keep",))["keep"])
         return keep.combine_chunks()
 
     def _batches(self, inputs: Inputs, source: str, repeated: set[str]) -> Iterator[pa.Table]:
         for part in inputs.parts["documents"]:
             documents = inputs.part("documents", part, ("id", "source", "file", "row"))
-            keep = pc.and_(self._keep(inputs, part), pc.equal(documents["source"], source).combine_chunks())  # type: ignore[attr-defined]
-            if not pc.any(keep).as_py():  # type: ignore[attr-defined]
+            keep = pc.and_(self._keep(inputs, part), pc.equal(documents["source"], source).combine_chunks())
+            if not pc.any(keep).as_py():
                 continue
             origins = zip(*(documents[name].to_pylist() for name in ("id", "file", "row")))
             names = [f"{name}@{file}:{row}" if name in repeated else name for name, file, row in origins]
@@ -162,8 +162,8 @@ def tokenizer_info(path: Path) -> TokenizerInfo:
 
 def _repeated_ids(inputs: Inputs) -> set[str]:
     """Ids that stand more than once in the run: corpora that were merged often share them."""
-    counts = pc.value_counts(inputs.table("documents", ("id",))["id"])  # type: ignore[attr-defined]
-    return set(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())  # type: ignore[attr-defined]
+    counts = pc.value_counts(inputs.table("documents", ("id",))["id"])
+    return set(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
 
 
 def _input_files(inputs: Inputs, source: str) -> list[dict[str, Any]]:
@@ -171,5 +171,5 @@ def _input_files(inputs: Inputs, source: str) -> list[dict[str, Any]]:
     counts: collections.Counter[str] = collections.Counter()
     for part in inputs.parts["documents"]:
         table = inputs.part("documents", part, ("source", "file"))
-        counts.update(table.filter(pc.equal(table["source"], source))["file"].to_pylist())  # type: ignore[attr-defined]
+        counts.update(table.filter(pc.equal(table["source"], source))["file"].to_pylist())
     return [{"path": name, "documents": count} for name, count in sorted(counts.items())]

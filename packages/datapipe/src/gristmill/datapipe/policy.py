@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gristmill.base.config import from_mapping, load_toml
 from gristmill.base.errors import UsageError
+from gristmill.datapipe.arrow import compute as pc
 
 Threshold = float | str | None
 Keep = Literal["first", "longest", "newest", "best"]
@@ -130,7 +130,7 @@ def _within(
         applied[str(source)] = Bounds(low, high, own.allowed)
         rows = sources == source
         if is_text:
-            inside = pc.is_in(values, pa.array(own.allowed, pa.string())).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+            inside = pc.is_in(values, pa.array(own.allowed, pa.string())).to_numpy(zero_copy_only=False)
             passed |= rows & (inside | (not own.allowed))
         else:
             assert numbers is not None

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gristmill.base.files import atomic_path
+from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.dedup import clusters, minhash
 from gristmill.datapipe.dedup.minhash import MinHashConfig
 from gristmill.datapipe.filters.language import LanguageConfig, LanguageIdentifier, model_path
@@ -140,8 +140,8 @@ class TrainTokenizer(Step):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[attr-defined]
-        tokenizer.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.config.vocabulary, special_tokens=["<|endoftext|>"], show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -155,7 +155,7 @@ class TrainTokenizer(Step):
         share = self.config.characters // max(1, len(inputs.parts["documents"]))
         for part in inputs.parts["documents"]:
             texts = inputs.part("documents", part, ("text",))["text"]
-            lengths = pc.utf8_length(texts).to_numpy()  # type: ignore[attr-defined]
+            lengths = pc.utf8_length(texts).to_numpy()
             step = max(1, int(np.ceil(lengths.sum() / max(1, share))))
             yield texts.take(np.arange(0, len(texts), step)).to_pylist()
 

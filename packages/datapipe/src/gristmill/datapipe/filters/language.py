@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gristmill.base.errors import GristmillError
+from gristmill.datapipe.arrow import compute as pc
 
 LABEL_PREFIX = "__label__"
 
@@ -47,8 +47,8 @@ class LanguageIdentifier:
 
     def identify(self, texts: pa.ChunkedArray | pa.Array) -> tuple[Sequence[str], Sequence[float]]:
         """(label, score) per text: the most likely language and its probability."""
-        heads = pc.utf8_slice_codeunits(texts, 0, self._characters)  # type: ignore[attr-defined]
-        one_line = pc.replace_substring_regex(heads, r"\s+", " ")  # type: ignore[attr-defined]
+        heads = pc.utf8_slice_codeunits(texts, 0, self._characters)
+        one_line = pc.replace_substring_regex(heads, r"\s+", " ")
         labels, scores = self._model.predict(one_line.to_pylist(), k=1)
         return [label[0].removeprefix(LABEL_PREFIX) for label in labels], [
             min(float(score[0]), 1.0) for score in scores

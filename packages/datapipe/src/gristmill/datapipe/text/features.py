@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.text import characters
 from gristmill.datapipe.text.characters import DIGIT, IDEOGRAPH, LETTER, NEWLINE, OTHER, SPACE, SYMBOL
 
@@ -50,7 +50,7 @@ def featurise(texts: pa.ChunkedArray | pa.Array) -> Features:
     """Featurise a column of strings; a null counts as empty."""
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
-    normal = pc.utf8_normalize(pc.fill_null(texts, ""), form="NFC").cast(pa.large_string())  # type: ignore[attr-defined]
+    normal = pc.utf8_normalize(pc.fill_null(texts, ""), form="NFC").cast(pa.large_string())
     buffers = normal.buffers()
     offsets = np.frombuffer(buffers[1], np.int64)[normal.offset : normal.offset + len(normal) + 1]
     data = np.frombuffer(buffers[2], np.uint8) if buffers[2] is not None and buffers[2].size else np.zeros(1, np.uint8)

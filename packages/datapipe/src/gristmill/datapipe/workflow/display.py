@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from types import TracebackType
+from typing import Any
 
 INTERVAL_SECONDS = 10.0
 
@@ -18,7 +19,7 @@ class Display:
         self._started: dict[str, float] = {}
         self._told: dict[str, float] = {}
         self._bar = None
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty():
@@ -36,7 +37,7 @@ class Display:
         with self._lock:
             self._started[name] = self._told[name] = time.monotonic()
             if self._bar is not None:
-                self._tasks[name] = int(self._bar.add_task(name, total=total, completed=cached, rate=""))
+                self._tasks[name] = self._bar.add_task(name, total=total, completed=cached, rate="")
             else:
                 note = f", {cached} cached" if cached else ""
                 self._line(f"{name}: {total} partition{'s' if total != 1 else ''}{note}")
@@ -46,7 +47,7 @@ class Display:
             elapsed = max(time.monotonic() - self._started[name], 1e-9)
             rate = f"{documents / elapsed:,.0f} documents/s" if documents else ""
             if self._bar is not None:
-                self._bar.update(self._tasks[name], completed=done, rate=rate)  # type: ignore[arg-type]
+                self._bar.update(self._tasks[name], completed=done, rate=rate)
             elif time.monotonic() - self._told[name] >= INTERVAL_SECONDS and done < total:
                 self._told[name] = time.monotonic()
                 left = elapsed / done * (total - done)
@@ -55,7 +56,7 @@ class Display:
     def end(self, name: str, message: str) -> None:
         with self._lock:
             if self._bar is not None and name in self._tasks:
-                self._bar.remove_task(self._tasks.pop(name))  # type: ignore[arg-type]
+                self._bar.remove_task(self._tasks.pop(name))
             self._line(f"{name}: {message}")
 
     def say(self, message: str) -> None:

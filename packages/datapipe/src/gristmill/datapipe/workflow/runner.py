@@ -124,7 +124,12 @@ class Runner:
 
     def _run_node(self, node: Node) -> Output:
         started = time.monotonic()
-        output = self._run_stage(node) if isinstance(node, Stage) else self._run_step(node)  # type: ignore[arg-type]
+        if isinstance(node, Stage):
+            output = self._run_stage(node)
+        elif isinstance(node, Step):
+            output = self._run_step(node)
+        else:
+            raise TypeError(f"node {node.name!r} is neither a Stage nor a Step")
         if node.name in self._ran:
             seconds = time.monotonic() - started
             self._set(node.name, status="done", seconds=round(seconds, 2))

@@ -96,7 +96,7 @@ class EndpointEngine:
         answer: Any = self._client.chat.completions.create(
             model=self._config.model, messages=cast(Any, prompt.messages), temperature=0.0, max_tokens=2, logprobs=True,
             top_logprobs=self._config.top_logprobs,
-        )  # type: ignore[call-overload]  # fmt: skip
+        )  # fmt: skip
         choice = answer.choices[0]
         content = choice.logprobs.content if choice.logprobs else None
         top = {item.token: item.logprob for item in content[0].top_logprobs} if content else {}
