@@ -5,20 +5,23 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gristmill.base.errors import GristmillError
-from gristmill.base.files import read_json, sha256_file, write_json
+from gristmill.base.files import read_json, write_json
 from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.workflow.stage import Inputs, Step
-from gristmill.shards import hub
-from gristmill.shards.manifest import TokenizerInfo
+from gristmill.shards import transfer
+from gristmill.shards.manifest import MANIFEST, read_source_manifest
+from gristmill.shards.tokenizer import tokenizer_info
 from gristmill.shards.writer import SourceSpec, write_manifest, write_source
-
-END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+from gristmill.shards.writing.documents import ColumnType, keys_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Pack(Step):
     Without a `selection` every document is packed: the unfiltered side of a comparison.
     """
 
-    version = 1
+    version = 2
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class Pack(Step):
         extra: Sequence[str] = (),
         mixtures: Sequence[Path] = (),
     ) -> None:
-        """`extra`: annotations to carry into the shards' provenance, of language and scores."""
+        """`extra`: annotations to carry into the shards' provenance: the language's label, and every score."""
         self.name, self.folder = name, folder
         self.config = {"pack": config, "selection": selection}
         self._config, self._selection, self._mixtures = config, selection, tuple(mixtures)
@@ -58,34 +61,55 @@ class Pack(Step):
         return self._mixtures
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        """`out` belongs to one fingerprint: what an earlier attempt left in it was made of the same inputs.
+
+        The writer's processes would be no part of what Ray gave this task: it runs in this one.
+        """
         tokenizer_file = inputs.folders["tokenizer"] / "tokenizer.json"
         tokenizer = tokenizer_info(tokenizer_file)
         recipe: dict[str, Any] = {"selection": self._selection or "everything"}
         if self._selection:
             recipe["policy"] = read_json(inputs.folders[self._selection] / "policy.json")
-        repeated = _repeated_ids(inputs)
-        sources = self._kept_per_source(inputs)
-        tokens = 0
-        for source in sorted(sources):
-            spec = SourceSpec(
-                source, tokenizer, self._config.salt, self._config.valid_fraction, recipe,
-                _input_files(inputs, source), self._config.licences.get(source, "unknown"),
-            )  # fmt: skip
-            manifest = write_source(out, spec, self._batches(inputs, source, repeated))
-            tokens += sum(shard.token_count for shard in (*manifest.train, *manifest.valid))
-        if not sources:
+        kept, files = self._survey(inputs)
+        if not kept:
             raise GristmillError(
                 f"{self.name}: no document is left to pack; loosen the policy (see selection/funnel.json)"
             )
+        repeated, scores = _repeated_keys(inputs), self._scores(inputs)
+        columns: dict[str, ColumnType] = {"bytes": "int64", **scores}
+        documents = tokens = 0
+        for source in sorted(kept):
+            spec = SourceSpec(
+                source, tokenizer, self._config.salt, self._config.valid_fraction, recipe, files[source],
+                self._config.licences.get(source, "unknown"), columns,
+            )  # fmt: skip
+            standing = out / "sources" / source / MANIFEST
+            if standing.is_file():  # written last
+                manifest = read_source_manifest(standing)
+            else:
+                parts = {p: partial(self._documents, inputs, p, source, repeated, tuple(scores)) for p in kept[source]}
+                manifest = write_source(out, spec, parts, resume_key=out.name)
+            shards = (*manifest.train, *manifest.valid)
+            documents += sum(shard.document_count - shard.continues for shard in shards)
+            tokens += sum(shard.token_count for shard in shards)
         write_manifest(out, self._mixtures, tokenizer_file)
-        return {"documents": sum(sources.values()), "tokens": tokens, "sources": len(sources)}
+        return {"documents": documents, "tokens": tokens, "sources": len(kept)}
 
-    def _kept_per_source(self, inputs: Inputs) -> collections.Counter[str]:
-        counts: collections.Counter[str] = collections.Counter()
+    def _survey(self, inputs: Inputs) -> tuple[dict[str, list[str]], dict[str, list[dict[str, Any]]]]:
+        """Per source: the partitions that hold documents to pack; and its input files, with the documents of each."""
+        kept: dict[str, list[str]] = collections.defaultdict(list)
+        files: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         for part in inputs.parts["documents"]:
-            sources = inputs.part("documents", part, ("source",))["source"]
-            counts.update(sources.filter(self._keep(inputs, part)).to_pylist())
-        return counts
+            table = inputs.part("documents", part, ("source", "file"))
+            for source in pc.unique(table["source"].filter(self._keep(inputs, part))).to_pylist():
+                kept[source].append(part)
+            for group in table.group_by(["source", "file"]).aggregate([([], "count_all")]).to_pylist():
+                files[group["source"]][group["file"]] += group["count_all"]
+        listed = {
+            source: [{"path": path, "documents": count} for path, count in sorted(counts.items())]
+            for source, counts in files.items()
+        }
+        return kept, listed
 
     def _keep(self, inputs: Inputs, part: str) -> pa.Array:
         """Every document of at least one token, less what the selection drops."""
@@ -94,29 +118,43 @@ class Pack(Step):
             keep = pc.and_(keep, inputs.part(self._selection, part, ("keep",))["keep"])
         return keep.combine_chunks()
 
-    def _batches(self, inputs: Inputs, source: str, repeated: set[str]) -> Iterator[pa.Table]:
-        for part in inputs.parts["documents"]:
-            documents = inputs.part("documents", part, ("id", "source", "file", "row"))
-            keep = pc.and_(self._keep(inputs, part), pc.equal(documents["source"], source).combine_chunks())
-            if not pc.any(keep).as_py():
-                continue
-            origins = zip(*(documents[name].to_pylist() for name in ("id", "file", "row")))
-            names = [f"{name}@{file}:{row}" if name in repeated else name for name, file, row in origins]
-            count = len(documents)
-            table = pa.table(
-                {
-                    "id": names,
-                    "tokens": inputs.part("tokens", part, ("tokens",))["tokens"],
-                    "file": documents["file"],
-                    "row": documents["row"],
-                    "score": self._column(inputs, "scores", "quality", part, pa.nulls(count, pa.float32())),
-                    "language": self._column(inputs, "language", "label", part, pa.nulls(count, pa.string())),
-                }
-            )
-            yield table.filter(keep)
+    def _documents(
+        self, inputs: Inputs, part: str, source: str, repeated: np.ndarray, scores: Sequence[str]
+    ) -> Iterator[pa.Table]:
+        """The documents of one partition that go into one source."""
+        documents = inputs.part("documents", part, ("id", "source", "file", "row", "text"))
+        count = documents.num_rows
+        columns = {
+            "id": _unique_ids(documents, repeated),
+            "tokens": inputs.part("tokens", part, ("tokens",))["tokens"],
+            "file": documents["file"],
+            "row": documents["row"],
+            "bytes": pc.binary_length(documents["text"]),
+            "score": self._column(inputs, "scores", "quality", part, pa.nulls(count, pa.float32())),
+            "language": self._column(inputs, "language", "label", part, pa.nulls(count, pa.string())),
+        }
+        if scores:
+            found = inputs.part("scores", part, [name.removeprefix("scores.") for name in scores])
+            columns |= dict(zip(scores, found.columns))
+        keep = pc.and_(self._keep(inputs, part), pc.equal(documents["source"], source).combine_chunks())
+        yield pa.table(columns).filter(keep)
 
     def _column(self, inputs: Inputs, annotation: str, name: str, part: str, missing: pa.Array) -> Any:
         return inputs.part(annotation, part, (name,))[name] if annotation in self._extra else missing
+
+    def _scores(self, inputs: Inputs) -> dict[str, ColumnType]:
+        """Metadata columns for the numbers that scoring found besides the quality, named as in a policy."""
+        if "scores" not in self._extra:
+            return {}
+        schema = pq.read_schema(inputs.folders["scores"] / inputs.parts["scores"][0])
+        found: dict[str, ColumnType] = {}
+        for name, kind in zip(schema.names, schema.types):
+            if pa.types.is_floating(kind):
+                found[f"scores.{name}"] = "float32"
+            elif pa.types.is_integer(kind):
+                found[f"scores.{name}"] = "int64"
+        found.pop("scores.quality", None)
+        return found
 
 
 class Publish(Step):
@@ -132,7 +170,7 @@ class Publish(Step):
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
         shards = inputs.folders[self.requires[0]]
         target = self._target or str(out)
-        hub.push(shards, target)
+        transfer.push(shards, target)
         sources = read_json(shards / "manifest.json")["sources"]
         if self._target:
             write_json(
@@ -142,34 +180,23 @@ class Publish(Step):
         return {"sources": len(sources)}
 
 
-def tokenizer_info(path: Path) -> TokenizerInfo:
-    """Identity of a tokenizer.json, with its end-of-document token.
+def _repeated_keys(inputs: Inputs) -> np.ndarray:
+    """Ascending keys of the ids that stand more than once in the run: corpora that were merged often share them.
 
-    Raises:
-        GristmillError: it has none of the end tokens that we know.
+    Of the whole run, so that a document is called the same whatever the policy keeps. Eight bytes per document.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    ends = [tokenizer.token_to_id(token) for token in END_OF_DOCUMENT]
-    known = [token for token in ends if token is not None]
-    if not known:
-        raise GristmillError(f"{path}: has none of the end-of-document tokens {', '.join(END_OF_DOCUMENT)}")
-    return TokenizerInfo(
-        name=path.parent.name, sha256=sha256_file(path), vocab_size=tokenizer.get_vocab_size(), eos_id=known[0]
-    )
+    keys = [
+        keys_of(inputs.part("documents", part, ("id",))["id"].to_pylist(), "") for part in inputs.parts["documents"]
+    ]
+    ordered = np.sort(np.concatenate(keys))
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
-def _repeated_ids(inputs: Inputs) -> set[str]:
-    """Ids that stand more than once in the run: corpora that were merged often share them."""
-    counts = pc.value_counts(inputs.table("documents", ("id",))["id"])
-    return set(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
-
-
-def _input_files(inputs: Inputs, source: str) -> list[dict[str, Any]]:
-    """Input files of a source, with how many documents each gave."""
-    counts: collections.Counter[str] = collections.Counter()
-    for part in inputs.parts["documents"]:
-        table = inputs.part("documents", part, ("source", "file"))
-        counts.update(table.filter(pc.equal(table["source"], source))["file"].to_pylist())
-    return [{"path": name, "documents": count} for name, count in sorted(counts.items())]
+def _unique_ids(documents: pa.Table, repeated: np.ndarray) -> pa.ChunkedArray:
+    """The ids; those that are repeated with the place of their document."""
+    ids = documents["id"]
+    if not len(repeated):
+        return ids
+    row = documents["row"].cast(pa.string())
+    placed = pc.binary_join_element_wise(ids, "@", documents["file"], ":", row, "")
+    return pc.if_else(np.isin(keys_of(ids.to_pylist(), ""), repeated), placed, ids)

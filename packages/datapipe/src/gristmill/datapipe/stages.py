@@ -21,6 +21,8 @@ from gristmill.datapipe.filters.length import length
 from gristmill.datapipe.filters.repetition import repetition
 from gristmill.datapipe.text.features import featurise
 from gristmill.datapipe.workflow.stage import Inputs, Stage, Step
+from gristmill.shards.manifest import numpy_dtype
+from gristmill.shards.tokenizer import load_tokenizer, tokenizer_info
 
 # Character classes come from Python's Unicode tables and normal forms from pyarrow's: another version, other words.
 UNICODE = {"unicode": unicodedata.unidata_version}
@@ -163,26 +165,23 @@ class TrainTokenizer(Step):
 class Tokenise(Stage):
     """tokens: the token ids of each document (no end-of-document token: the shard writer adds it), and their count."""
 
-    name, folder, version = "tokens", "annotations/tokens", 2
+    name, folder, version = "tokens", "annotations/tokens", 3
     needs = ("tokenizer",)
     libraries = ("tokenizers",)
     config: None = None
 
     def setup(self, folders: Mapping[str, Path]) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(folders["tokenizer"] / "tokenizer.json"))
-        self._tokenizer.encode_special_tokens = True  # a page that spells <|endoftext|> must not end its document
+        path = folders["tokenizer"] / "tokenizer.json"
+        self._tokenizer, self._type = load_tokenizer(path), numpy_dtype(tokenizer_info(path).dtype)
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
-        kind = np.dtype(np.uint16 if self._tokenizer.get_vocab_size() <= 2**16 else np.uint32)
         pieces: list[np.ndarray] = []
         for batch in table.to_batches(max_chunksize=256):
             encoded = self._tokenizer.encode_batch_fast(batch["text"].to_pylist(), add_special_tokens=False)
-            pieces += [np.array(encoding.ids, dtype=kind) for encoding in encoded]
+            pieces += [np.array(encoding.ids, dtype=self._type) for encoding in encoded]
         counts = np.array([len(piece) for piece in pieces], np.int32)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        flat = np.concatenate(pieces) if pieces else np.zeros(0, kind)
+        flat = np.concatenate(pieces) if pieces else np.zeros(0, self._type)
         tokens = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
         return pa.table({"tokens": tokens, "count": counts})
 

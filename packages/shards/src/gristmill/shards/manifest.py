@@ -65,21 +65,28 @@ class FileEntry(Model):
 
 
 class ShardEntry(Model):
-    """One shard: three files and what they hold.
+    """One shard: its files and what they hold.
 
-    `continues`: the first row is the next piece of the document that ends the shard before: it was longer than a shard.
-    The metadata's `tokens` count EOS.
+    `loss`: one byte per token, 1 where it is learnt from; absent where all are. `continues`: the first row is the next
+    piece of the document that ends the shard before: it was longer than a shard. The metadata's `tokens` count EOS.
+    `packed`: best-fit rows by their length in tokens, so that a plan need not read the ends.
     """
 
     tokens: FileEntry
     ends: FileEntry
     meta: FileEntry
+    loss: FileEntry | None = None
     token_count: Count
     document_count: Count
     max_id: Count
     key_low: Key
     key_high: Key
     continues: bool = False
+    packed: dict[str, Count] = {}
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        return (self.tokens, self.ends, self.meta, *((self.loss,) if self.loss else ()))
 
 
 class OrderInfo(Model):
@@ -115,6 +122,8 @@ class SourceManifest(Model):
                 raise ValueError(
                     f"{shard.tokens.path}: {shard.tokens.bytes} bytes cannot be {shard.token_count} {self.dtype} tokens"
                 )
+            if shard.loss is not None and shard.loss.bytes != shard.token_count:
+                raise ValueError(f"{shard.loss.path}: {shard.loss.bytes} bytes for {shard.token_count} tokens")
             if shard.max_id >= self.tokenizer.vocab_size:
                 raise ValueError(f"{shard.tokens.path}: id {shard.max_id} is outside the vocabulary")
         return self
@@ -194,22 +203,6 @@ def read_source_manifest(path: Path) -> SourceManifest:
     return _parse(SourceManifest, path, path.read_bytes(), SOURCE_FORMAT)
 
 
-def dataset_files(root: Path, manifest: DatasetManifest) -> Iterator[FileEntry]:
-    """Every data file with its checksum: shards, source manifests, mixtures, tokenizer. Paths start at `root`.
-
-    The card (README.md) and manifest.json itself are not among them.
-    """
-    for name, entry in manifest.sources.items():
-        source, _folder = load_source_manifest(root, name, entry)
-        prefix = entry.path.rpartition("/")[0]
-        for file in source_files(source):
-            path = f"{prefix}/{file.path}" if prefix else file.path
-            yield file.model_copy(update={"path": path})
-        size = files.safe_join(root, entry.path).stat().st_size
-        yield FileEntry(path=entry.path, bytes=size, sha256=entry.sha256)
-    yield from other_files(manifest)
-
-
 def other_files(manifest: DatasetManifest) -> Iterator[FileEntry]:
     """What belongs to no source: mixtures and the tokenizer."""
     yield from manifest.mixtures
@@ -219,7 +212,7 @@ def other_files(manifest: DatasetManifest) -> Iterator[FileEntry]:
 
 def source_files(manifest: SourceManifest) -> Iterator[FileEntry]:
     for shard in (*manifest.train, *manifest.valid):
-        yield from (shard.tokens, shard.ends, shard.meta)
+        yield from shard.files
 
 
 def check_size(root: Path, entry: FileEntry) -> Path:
@@ -251,7 +244,8 @@ def check_file(root: Path, entry: FileEntry) -> Path:
     found = files.sha256_file(path)
     if found != entry.sha256:
         raise DataError(
-            f"{path}: altered: sha256 {found[:12]} where the manifest says {entry.sha256[:12]}; pull it again"
+            f"{path}: altered: sha256 {found[:12]} where the manifest says {entry.sha256[:12]}; "
+            "delete it and pull or write it again"
         )
     return path
 

@@ -68,13 +68,13 @@ def _from_hub(given: str) -> list[tuple[Path, str]]:
     """Downloads what matches, at one commit, through the Hub client's own cache (resumable, checked by hash)."""
     from huggingface_hub import HfApi, hf_hub_download
 
-    from gristmill.shards import hub
+    from gristmill.shards.remote import hub, places
 
     parts = given.removeprefix(HUB_PREFIX).split("/", 2)
     if len(parts) < 2:
         raise UsageError(f"--input {given}: write hf://datasets/ORG/NAME[@REVISION][/PATTERN]")
     name, _, revision = parts[1].partition("@")
-    place = hub.HubAddress(f"{parts[0]}/{name}", revision or None)
+    place = places.HubAddress(f"{parts[0]}/{name}", revision or None)
     pattern = parts[2] if len(parts) == 3 and parts[2] else "**"
     repo = place.repository
     try:
