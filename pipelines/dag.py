@@ -32,7 +32,7 @@ from gristmill.datapipe.workflow.stage import Node
 from gristmill.scorer.calibration import CalibrationConfig
 from gristmill.scorer.rubric import load_rubric
 from gristmill.scorer.training import TrainConfig as HeadsConfig
-from gristmill.shards import hub
+from gristmill.shards.remote import places
 from nodes import Grade, Heads, Sample, SampleConfig, Score
 
 HERE = Path(__file__).resolve().parent
@@ -150,7 +150,7 @@ def _threads(config: PipelineConfig) -> int:
 
 def _place(target: str) -> str:
     """The address, or a folder by its whole path."""
-    place = hub.parse(target) if target else ""
+    place = places.parse(target) if target else ""
     return str(place.absolute() if isinstance(place, Path) else place)
 
 

@@ -1,54 +1,47 @@
-"""Mixtures, plans and batches: exact shares, each window once per epoch, one order for any world size and budget."""
+"""Mixtures and plans: exact shares, windows once per epoch, one order for every budget, phases that lose nothing."""
 
 import dataclasses
 import hashlib
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.small_shards import DOCUMENTS, S, mixture, write
 
-from gristmill.base.errors import DataError, UsageError
-from gristmill.shards.loader import Batches
-from gristmill.shards.manifest import TokenizerInfo
-from gristmill.shards.mixture import Mixture, load_mixture, plan
-from gristmill.shards.plan import Plan, PlannedSource
+from gristmill.base.errors import UsageError
+from gristmill.shards.mixture import Mixture, MixturePhase, load_mixture
+from gristmill.shards.phase import SPREAD, Phase
+from gristmill.shards.plan import Plan, PlannedSource, Windows
 from gristmill.shards.reader import Dataset, open_dataset
-from gristmill.shards.writer import SourceSpec, write_manifest, write_source
-
-TOKENIZER = TokenizerInfo(name="ids", sha256=hashlib.sha256(b"ids").hexdigest(), vocab_size=50_000, eos_id=0)
-U16_LIST = pa.list_(pa.uint16())
-DOCUMENTS = {"web": 400, "code": 150, "wiki": 60}
-S = 32  # tokens of a window
+from gristmill.shards.resolve import plan
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    """Three sources whose documents of 5..300 tokens hold their own number: bounds can be seen in the tokens."""
-    root = tmp_path_factory.mktemp("dataset")
-    for number, (name, count) in enumerate(DOCUMENTS.items()):
-        draw = np.random.default_rng(number)
-        rows = {
-            "id": [f"{name}-{i}" for i in range(count)],
-            "tokens": pa.array(
-                [[10 + i] * int(n) for i, n in enumerate(draw.integers(5, 300, count))], pa.list_(pa.uint16())
-            ),
-            "file": [f"{name}.jsonl"] * count,
-            "row": list(range(count)),
-        }
-        spec = SourceSpec(name, TOKENIZER, salt="s", valid_fraction=0.05)
-        write_source(root, spec, [pa.table(rows)], shard_tokens=8_000, ramp=(1_000, 1_000, 2_000, 4_000))
-    write_manifest(root)
-    return open_dataset(root)
+    return open_dataset(write(tmp_path_factory.mktemp("dataset")))
 
 
-def mixture(**changes) -> Mixture:
-    return Mixture(**({"name": "test", "weights": {"web": 40, "code": 20, "wiki": 15}} | changes))
+def windows_of(dataset: Dataset, name: str, length: int = S) -> int:
+    return sum((shard.token_count - 1) // length for shard in dataset.sources[name].split("train").shards)
 
 
-def windows_of(dataset: Dataset, name: str) -> int:
-    return sum((shard.token_count - 1) // S for shard in dataset.sources[name].split("train").shards)
+def made(weights: dict[str, int], phases: list[tuple[int, int, dict[str, int]]], unit: int, count: int) -> Plan:
+    """A plan of sources with 700 windows in shards of 10, 20, 30 ...; phases of (first unit, length, weights)."""
+    sources = tuple(PlannedSource(name, name * 64, (10, 20, 30, 40, 100, 200, 300)) for name in sorted(weights))
+    stages = [(0, unit if not phases else phases[0][1], weights), *phases[1:]] if phases else [(0, unit, weights)]
+    return Plan(
+        "made", 5, unit, count, sources,
+        tuple(Phase(f"p{i}", f, n, tuple(w.get(s.name, 0) for s in sources)) for i, (f, n, w) in enumerate(stages)),
+    )  # fmt: skip
+
+
+def places(windows: Windows) -> list[tuple[int, ...]]:
+    columns = (windows.source_B, windows.epoch_B, windows.shard_B, windows.start_B)
+    return list(zip(*(column.tolist() for column in columns)))
 
 
 def test_each_window_comes_once_per_epoch(dataset: Dataset) -> None:
@@ -75,11 +68,21 @@ def test_shares_hold_at_every_prefix_and_are_counted_in_closed_form(dataset: Dat
     whole = plan(mixture(), dataset, S, tokens=1500 * S)
     source = whole.sequences(np.arange(1500)).source_B
     for k in (0, 1, 2, 3, 50, 777, 1500):
-        counts = whole.counts(k)
+        counts = whole.token_counts(k)
         for index, planned in enumerate(whole.sources):
-            assert counts[planned.name] == (source[:k] == index).sum()
-            assert abs(counts[planned.name] - k * planned.weight / 75) < 1
+            assert counts[planned.name] == (source[:k] == index).sum() * S
+            assert abs(counts[planned.name] / S - k * whole.phases[0].weights[index] / 75) < 1
     assert [row["share"] for row in whole.summary()] == [20 / 75, 40 / 75, 15 / 75]
+
+
+def test_no_prefix_of_a_million_is_off_by_one_sequence() -> None:
+    weights = {"a": 4001, "b": 1999, "c": 1000, "d": 700, "e": 300, "f": 1999, "g": 1}
+    whole = made(weights, [], 8, 10**6)
+    source = whole.sequences(np.arange(10**6)).source_B
+    steps = np.arange(1, 10**6 + 1)
+    for index, weight in enumerate(whole.phases[0].weights):
+        ahead = np.cumsum(source == index) - steps * (weight / 10_000)
+        assert np.abs(ahead).max() < 1
 
 
 def test_a_smaller_budget_is_a_prefix_and_a_seed_changes_it(dataset: Dataset) -> None:
@@ -88,6 +91,8 @@ def test_a_smaller_budget_is_a_prefix_and_a_seed_changes_it(dataset: Dataset) ->
     a, b = small.sequences(np.arange(100)), large.sequences(np.arange(1000))
     for field in dataclasses.fields(a):
         assert np.array_equal(getattr(a, field.name), getattr(b, field.name)[:100])
+    for name, shards in small.touched().items():
+        assert set(shards) <= set(large.touched()[name])
     other = plan(mixture(), dataset, S, seed=9, tokens=100 * S)
     assert other.sha != small.sha
     assert not np.array_equal(other.sequences(np.arange(100)).start_B, a.start_B)
@@ -107,85 +112,108 @@ def test_adding_a_source_leaves_the_order_of_the_others(dataset: Dataset) -> Non
         assert orders[0] == orders[1]
 
 
-def test_the_same_batches_for_any_world_and_after_any_stop(dataset: Dataset) -> None:
-    whole = plan(mixture(), dataset, S, tokens=205 * S)
-    expected = list(Batches(whole, dataset, 10, prefetch=0))
-    assert len(expected) == len(Batches(whole, dataset, 10)) == 20
-    for world in (1, 2, 3):
-        ranks = [list(Batches(whole, dataset, 10, rank=rank, world=world)) for rank in range(world)]
-        for step, batch in enumerate(expected):
-            assert np.array_equal(np.concatenate([r[step].tokens_BS for r in ranks]), batch.tokens_BS)
-            assert np.array_equal(np.concatenate([r[step].sequence_B for r in ranks]), batch.sequence_B)
-    for stop in (0, 1, 7, 20):
-        first = Batches(whole, dataset, 10, prefetch=3)
-        iterator = iter(first)
-        for _ in range(stop):
-            next(iterator)
-        state = first.state()
-        assert state == {"v": 1, "plan": whole.sha, "next_sequence": stop * 10}
-        second = Batches(whole, dataset, 10)
-        second.load_state(state)
-        rest = list(second)
-        assert len(rest) == 20 - stop
-        for batch, other in zip(expected[stop:], rest):
-            assert np.array_equal(batch.tokens_BS, other.tokens_BS) and np.array_equal(
-                batch.cu_seqlens, other.cu_seqlens
-            )
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_touched_names_the_shards_that_are_read(data) -> None:
+    pieces = data.draw(st.sampled_from([1, 4]))
+    weights = {"a": data.draw(st.integers(1, 9)), "b": data.draw(st.integers(1, 9))}
+    whole = made(weights, [(0, 8 // pieces, weights)], 8, 3000 * pieces)
+    first = data.draw(st.integers(0, whole.sequence_count))
+    last = data.draw(st.integers(first, whole.sequence_count))
+    windows = whole.sequences(np.arange(first, last))
+    touched = whole.touched(first, last)
+    groups = whole.sources[0].group_shards
+    for index, source in enumerate(whole.sources):
+        read = set(windows.shard_B[windows.source_B == index].tolist())
+        assert read <= set(touched[source.name])
+        if pieces == 1:  # and no group more than that
+            wanted = {s for low, high in groups.tolist() if read & set(range(low, high)) for s in range(low, high)}
+            assert set(touched[source.name]) == wanted
 
 
-def test_a_state_loaded_while_iterating_moves_the_iterator(dataset: Dataset) -> None:
-    batches = Batches(plan(mixture(), dataset, S, tokens=200 * S), dataset, 10, prefetch=4)
-    iterator = iter(batches)
-    next(iterator)
-    batches.load_state(batches.state() | {"next_sequence": 55})
-    assert sorted(next(iterator).sequence_B.tolist()) == list(range(55, 65))
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_phases_lose_and_repeat_nothing(data) -> None:
+    """Weights, sources and lengths change on the way; still every token of an epoch is read once before any twice."""
+    pieces = data.draw(st.sampled_from([1, 2, 4]))
+    unit = 8
+    step = SPREAD if pieces > 1 else 1
+    weight = st.integers(0, 7)
+    phases: list[tuple[int, int, dict[str, int]]] = []
+    first = 0
+    for number in range(data.draw(st.integers(1, 4))):
+        weights = {name: data.draw(weight) for name in "abc"}
+        if not any(weights.values()):
+            weights["a"] = 1
+        length = unit // data.draw(st.sampled_from([1, pieces]))
+        phases.append((first, length, weights))
+        first += step * data.draw(st.integers(1, 3 if pieces > 1 else 300))
+        assert number >= 0
+    whole = made(phases[0][2] | {}, phases, unit, 0)
+    count = Plan.of_tokens(first * unit, "made", 5, unit, whole.sources, whole.phases).sequence_count
+    whole = dataclasses.replace(whole, sequence_count=count)
+    assert whole.tokens == first * unit == sum(whole.token_counts().values())
+    windows = whole.sequences(np.arange(count))
+    lengths = np.array([whole.length_of(k)[0] for k in range(count)])
+    for index, source in enumerate(whole.sources):
+        rows = np.flatnonzero(windows.source_B == index)
+        place = source.window_starts[windows.shard_B[rows]] * unit + windows.start_B[rows]
+        covered = np.concatenate([np.arange(p, p + n) for p, n in zip(place, lengths[rows])] or [np.zeros(0, int)])
+        read = np.bincount(covered, minlength=source.windows * unit)
+        assert read.max() - read.min() <= 1  # nothing twice before everything once
+        assert read.sum() == whole.token_counts()[source.name]
+    for k in {0, 1, count // 3, count}:
+        here = np.array([lengths[:k][windows.source_B[:k] == i].sum() for i in range(len(whole.sources))])
+        assert list(whole.token_counts(k).values()) == here.tolist() and whole.tokens_before(k) == here.sum()
 
 
-def test_tokens_are_those_of_the_shard_and_keep_their_dtype(dataset: Dataset) -> None:
-    whole = plan(mixture(), dataset, S, tokens=40 * S)
-    seen = []
-    for batch in Batches(whole, dataset, 8):
-        assert batch.tokens_BS.dtype == np.uint16 and batch.tokens_BS.shape == (8, S + 1)
-        for row, k in enumerate(batch.sequence_B.tolist()):
-            name, shard, start = whole.sequence(k)
-            assert whole.sources[batch.source_B[row]].name == name
-            expected = dataset.sources[name].split("train").tokens(shard)[start : start + S + 1]
-            assert np.array_equal(batch.tokens_BS[row], expected)
-            seen.append(k)
-    assert sorted(seen) == list(range(40))
+def test_a_phase_added_later_leaves_what_came_before(dataset: Dataset) -> None:
+    asked = mixture(weights={"web": 1, "code": 1})
+    before = plan(asked, dataset, S, tokens=400 * S)
+    late = MixturePhase("mid", from_tokens=300 * S - 5, weights={"code": 3, "wiki": 1})
+    after = plan(dataclasses.replace(asked, phase=(late,)), dataset, S, tokens=400 * S)
+    assert after.phase_starts() == [("pretrain", 0, 0), ("mid", 300, 300 * S)]
+    names = [[source.name for source in p.sources] for p in (before, after)]
+    assert names == [["code", "web"], ["code", "web", "wiki"]]  # so numbers of sources mean the same in both
+    assert places(before.sequences(np.arange(300))) == places(after.sequences(np.arange(300)))
+    assert before.identity(300) == after.identity(300) and before.identity(301) != after.identity(301)
+    counts = {name: after.token_counts(400)[name] - after.token_counts(300)[name] for name in DOCUMENTS}
+    assert counts == {"web": 0, "code": 75 * S, "wiki": 25 * S}
 
 
-def test_document_bounds_come_from_the_ends(dataset: Dataset) -> None:
-    whole = plan(mixture(), dataset, S, tokens=600 * S)
-    starts = 0
-    for batch in Batches(whole, dataset, 100):
-        after_eos = batch.tokens_BS[:, :-1] == TOKENIZER.eos_id  # here EOS stands at ends only
-        assert np.array_equal(batch.loss_mask_BS, ~after_eos)
-        expected = np.zeros((100, S), np.int32)
-        for column in range(1, S):
-            expected[:, column] = np.where(after_eos[:, column - 1], 0, expected[:, column - 1] + 1)
-        assert np.array_equal(batch.positions_BS, expected)
-        assert np.array_equal(batch.cu_seqlens, [*np.flatnonzero(expected.ravel() == 0), 100 * S])
-        assert batch.cu_seqlens.dtype == np.int32
-        starts += len(batch.start_row)
-    assert starts > 50
+def test_a_long_context_phase_finds_its_text_whole(dataset: Dataset) -> None:
+    asked = mixture(
+        weights={"web": 1}, max_epochs={"default": 40},
+        phase=(MixturePhase("long", from_share=0.5, sequence_length=4 * S),),
+    )  # fmt: skip
+    step = 4 * S * SPREAD
+    got = plan(asked, dataset, S, tokens=4 * step, align=3 * S)
+    assert got.unit == 4 * S and got.tokens == 4 * step
+    boundary = got.phase_starts()[1]
+    assert boundary[2] == 3 * step  # a multiple of batches, too
+    assert got.length_of(0) == (S, boundary[1]) and got.length_of(boundary[1]) == (4 * S, got.sequence_count)
+    with pytest.raises(UsageError, match="nothing is left of it"):
+        plan(asked, dataset, S, tokens=step)
+    with pytest.raises(UsageError, match="cannot share an order"):
+        plan(asked, dataset, S - 1, tokens=4 * step)
+    with pytest.raises(UsageError, match="best-fit rows have one length"):
+        plan(asked, dataset, S, tokens=4 * step, pack="bestfit")
+    with pytest.raises(UsageError, match="not after phase 'long'"):
+        two = dataclasses.replace(asked, phase=(*asked.phase, MixturePhase("x", from_share=0.4, sequence_length=S)))
+        plan(two, dataset, S, tokens=4 * step)
 
 
-def test_a_state_of_another_plan_is_refused(dataset: Dataset) -> None:
-    whole = plan(mixture(), dataset, S, tokens=100 * S)
-    state = Batches(plan(mixture(), dataset, S, seed=5, tokens=100 * S), dataset, 10).state()
-    batches = Batches(whole, dataset, 10)
-    with pytest.raises(DataError, match="another dataset, mixture, seed"):
-        batches.load_state(state)
-    with pytest.raises(DataError, match="version 2"):
-        batches.load_state(batches.state() | {"v": 2})
-    with pytest.raises(DataError, match="next_sequence"):
-        batches.load_state(batches.state() | {"next_sequence": 101})
-    changed = dataclasses.replace(whole.sources[0], content_id="0" * 64)
-    with pytest.raises(DataError, match="source code is not the one"):
-        Batches(dataclasses.replace(whole, sources=(changed, *whole.sources[1:])), dataset, 10)
-    with pytest.raises(UsageError, match="rank 2 of 2"):
-        Batches(whole, dataset, 10, rank=2, world=2)
+def test_matched_repetition_reads_a_part_as_often_as_the_whole(dataset: Dataset) -> None:
+    target = 40_000 * S
+    asked = mixture(target_tokens=target, max_epochs={"default": 1000})
+    large = plan(asked, dataset, S, tokens=target)
+    small = plan(asked, dataset, S, tokens=target // 10, match_repetition=True)
+    for name, epochs in large.epochs().items():
+        assert small.epochs()[name] == pytest.approx(epochs, rel=0.05)
+    parts = [set(places(p.sequences(np.arange(p.sequence_count)))) for p in (small, large)]
+    assert {(s, shard, start) for s, _e, shard, start in parts[0]} <= {(s, shard, t) for s, _e, shard, t in parts[1]}
+    with pytest.raises(UsageError, match="set target_tokens to its budget"):
+        plan(mixture(), dataset, S, tokens=100 * S, match_repetition=True)
 
 
 def test_an_exhausted_source_is_an_error_that_says_by_how_much(dataset: Dataset) -> None:
@@ -198,32 +226,61 @@ def test_an_exhausted_source_is_an_error_that_says_by_how_much(dataset: Dataset)
         plan(once, dataset, S, tokens=2 * (windows + 10) * S)
     repeated = plan(dataclasses.replace(once, on_exhausted="repeat"), dataset, S, tokens=4 * windows * S)
     assert repeated.epochs()["wiki"] == 2.0
+    late = dataclasses.replace(once, weights={"web": 1}, phase=(MixturePhase("mid", 50 * S, weights={"wiki": 1}),))
+    with pytest.raises(UsageError, match="wiki runs out in phase mid"):
+        plan(late, dataset, S, tokens=(51 + windows) * S)
 
 
-def test_redistribution_holds_caps_and_keeps_the_rest_in_proportion(dataset: Dataset) -> None:
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 30), min_size=3, max_size=3), st.floats(0.02, 0.9999), st.booleans())
+def test_redistribution_stays_within_every_cap(dataset: Dataset, weights: list[int], part: float, two: bool) -> None:
+    size = {name: windows_of(dataset, name) for name in DOCUMENTS}
+    asked = mixture(
+        weights=dict(zip(DOCUMENTS, weights)), max_epochs={"default": 1}, on_exhausted="redistribute",
+        phase=(MixturePhase("mid", from_share=0.6, weights=dict(zip(DOCUMENTS, weights[::-1]))),) if two else (),
+    )  # fmt: skip
+    budget = max(int(sum(size.values()) * part), 10)
+    got = plan(asked, dataset, S, tokens=budget * S)
+    counts = {name: tokens // S for name, tokens in got.token_counts().items()}
+    assert sum(counts.values()) == budget
+    assert all(counts[name] <= size[name] for name in counts)
+
+
+def test_redistribution_keeps_the_rest_in_proportion(dataset: Dataset) -> None:
     size = {name: windows_of(dataset, name) for name in DOCUMENTS}
     asked = mixture(weights={"web": 2, "code": 1, "wiki": 3}, max_epochs={"default": 1}, on_exhausted="redistribute")
     budget = 4 * size["wiki"]
-    got = plan(asked, dataset, S, tokens=budget * S)
-    counts = got.counts()
-    assert counts["wiki"] <= size["wiki"] and counts["wiki"] > 0.99 * size["wiki"]
-    assert abs(counts["web"] / counts["code"] - 2) < 0.02 and sum(counts.values()) == budget
+    counts = plan(asked, dataset, S, tokens=budget * S).token_counts()
+    assert 0.99 * size["wiki"] * S < counts["wiki"] <= size["wiki"] * S
+    assert abs(counts["web"] / counts["code"] - 2) < 0.02
     unchanged = plan(asked, dataset, S, tokens=size["wiki"] * S)
-    assert [s.weight for s in unchanged.sources] == [1, 2, 3]
+    assert unchanged.phases[0].weights == (1, 2, 3)
     with pytest.raises(UsageError, match="all sources together hold"):
         plan(asked, dataset, S, tokens=(sum(size.values()) + 1) * S)
+
+
+def test_best_fit_shares_are_of_tokens_not_of_rows(dataset: Dataset) -> None:
+    """Documents a little over half a row long fill half of each: such a source needs twice the rows for its share."""
+    length = 64
+    got = plan(mixture(weights={"web": 1, "wiki": 1}), dataset, length, tokens=400 * length, pack="bestfit")
+    rows = {name: tokens // length for name, tokens in got.token_counts().items()}
+    fill = {
+        source.name: dataset.sources[source.name].split("train").token_count / (source.windows * length)
+        for source in got.sources
+    }
+    assert rows["web"] * fill["web"] == pytest.approx(rows["wiki"] * fill["wiki"], rel=0.01)
 
 
 def test_a_star_is_all_other_sources_in_proportion(dataset: Dataset) -> None:
     tokens = {name: dataset.sources[name].split("train").token_count for name in DOCUMENTS}
     for weights, free in (({"*": 1}, 1.0), ({"*": 80, "code": 20}, 0.8)):
-        got = plan(mixture(weights=weights), dataset, S, tokens=100 * S)
+        got = plan(mixture(weights=weights), dataset, S, tokens=10_000 * S)
         shares = {str(row["source"]): row["share"] for row in got.summary()}
         named = set(weights) - {"*"}
         rest = sum(tokens[name] for name in tokens if name not in named)
         for name in shares:
             expected = 0.2 if name in named else free * tokens[name] / rest
-            assert shares[name] == pytest.approx(expected, abs=1e-4)
+            assert shares[name] == pytest.approx(expected, abs=2e-4)
 
 
 def test_unmeetable_requests_are_refused(dataset: Dataset) -> None:
@@ -244,22 +301,59 @@ def test_mixture_files(tmp_path: Path) -> None:
     path.write_text('[mixture]\nname = "web40_code20"\n[mixture.weights]\nweb = 35\ncode = 20\nwiki = 45\n')
     with pytest.warns(UserWarning, match=r"web 40 %, its weight gives 35\.0 %"):
         load_mixture(path)
-    path.write_text('[mixture]\nname = "m"\nwieghts = {}\n')
-    with pytest.raises(UsageError, match="did you mean 'weights'"):
-        load_mixture(path)
-    path.write_text('[mixture]\nname = "m"\nweights = { web = 0 }\n')
-    with pytest.raises(UsageError, match=r"whole number from 1 up \(web\)"):
-        load_mixture(path)
     with pytest.raises(UsageError, match="no mixture 'n'; known: m"):
         load_mixture("n", [tmp_path])
+    start = '[mixture]\nname = "m"\n'
+    phase = start + 'weights = { web = 1 }\n[[mixture.phase]]\nname = "late"\n'
+    for text, message in (
+        (start + "wieghts = {}\n", "did you mean 'weights'"),
+        (start + "weights = { web = 0 }\n", r"whole number from 1 up \(web\)"),
+        (start + "weights = { web = 1 }\nmax_epochs = { web = 0 }\n", "must be over 0"),
+        (phase + "weights = { web = 1 }\n", "give from_tokens, from 1 up, or from_share"),
+        (phase + "from_share = 1.5\nweights = { web = 1 }\n", "give from_tokens, from 1 up, or from_share"),
+        (phase + "from_tokens = 5\n", "changes nothing"),
+        (phase + "from_tokens = 5\nweights = { web = -1 }\n", r"phase 'late': weights: .* \(web\)"),
+        (phase + "from_tokens = 5\nwieght = {}\n", "did you mean 'weights'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            load_mixture(path)
+    path.write_text(phase + "from_share = 0.9\nsequence_length = 8192\n")
+    assert load_mixture(path) == Mixture(
+        "m", {"web": 1}, phase=(MixturePhase("late", from_share=0.9, sequence_length=8192),)
+    )
+
+
+def pinned() -> Plan:
+    ramp, full = (63, 63, 127, 255, 511), (1023,) * 60
+    web = PlannedSource("web", "a" * 64, ramp + full)
+    code = PlannedSource("code", "b" * 64, (*ramp, 7_000))
+    return Plan("pinned", 3, 1024, 10**12, (web, code), (Phase("all", 0, 1024, (40, 20)),))
+
+
+def stream(got: Plan, ks: np.ndarray) -> str:
+    windows = got.sequences(ks)
+    rows = np.stack([windows.source_B, windows.shard_B, windows.start_B, windows.epoch_B]).astype("<i8")
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
 
 def test_the_stream_is_pinned() -> None:
     """The whole stream as one hash: a change of numpy, of a platform or of the code must not move published orders."""
-    ramp, full = (63, 63, 127, 255, 511), (1023,) * 60
-    web = PlannedSource("web", "a" * 64, 40, ramp + full)
-    code = PlannedSource("code", "b" * 64, 20, (*ramp, 7_000))
-    pinned = Plan("pinned", 3, 1024, 10**12, (web, code))
-    windows = pinned.sequences(np.concatenate([np.arange(100_000), np.arange(10**11, 10**11 + 1000)]))
-    stream = np.stack([windows.source_B, windows.shard_B, windows.start_B, windows.epoch_B]).astype("<i8")
-    assert hashlib.sha256(stream.tobytes()).hexdigest()[:16] == "53a0040ff79ad8f2"
+    ks = np.concatenate([np.arange(100_000), np.arange(10**11, 10**11 + 1000)])
+    assert stream(pinned(), ks) == "53a0040ff79ad8f2"
+    late = (Phase("all", 0, 256, (40, 20)), Phase("late", 100 * SPREAD, 1024, (1, 0)))
+    assert stream(dataclasses.replace(pinned(), phases=late), ks) == "f4c50c65917fcb05"
+
+
+def test_a_plan_of_a_trillion_tokens_is_small() -> None:
+    tracemalloc.start()
+    names = "abcdefgh"
+    sources = tuple(PlannedSource(name, name * 64, (32_767,) * 2_000) for name in names)
+    large = Plan(
+        "large", 0, 2048, 5 * 10**8, sources, (Phase("all", 0, 2048, (4000, 2000, 1500, 1000, 700, 500, 200, 100)),)
+    )
+    large.sequences(np.arange(4 * 10**8, 4 * 10**8 + 512))
+    large.touched(4 * 10**8, 4 * 10**8 + 10**6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
