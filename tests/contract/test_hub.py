@@ -3,6 +3,7 @@
 The client reads its settings when it is imported, so each step is a process of its own, as for a user.
 """
 
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -42,9 +44,15 @@ OPEN = """
 import sys
 from gristmill.base.cli import guarded
 from gristmill.shards.reader import open_dataset
-sys.exit(guarded("trainer", lambda: print(open_dataset(sys.argv[1]).verify())))
+def action():
+    split = open_dataset(sys.argv[1]).sources["a"].split("train")
+    print(*(len(split.tokens(int(i))) for i in sys.argv[2:]))
+sys.exit(guarded("trainer", action))
 """
-HASTE = "import time; nap = time.sleep; time.sleep = lambda seconds: nap(seconds / 20)\n"  # pauses before new attempts
+# Many commits of few files.
+SMALL = "from gristmill.shards.remote import hub; hub.COMMIT_FILES, hub.COMMIT_OPERATIONS = 4, 6\n"
+NOWHERE = "http://127.0.0.1:9"
+HASTE = "import time; nap = time.sleep; time.sleep = lambda seconds: nap(seconds / 100)\n"  # pauses before new attempts
 Client = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -81,7 +89,8 @@ def client(hub: Hub, tmp_path: Path) -> Client:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
     names = sorted(topics)
-    write_source(root, SourceSpec("a", BYTES, valid_fraction=0.2), [documents(names[:12])], ramp=(9_000,))
+    small = {"shard_tokens": 12_000, "ramp": (4_000, 8_000)}
+    write_source(root, SourceSpec("a", BYTES, valid_fraction=0.2), [documents(names[:12])], **small)
     write_source(root, SourceSpec("b", BYTES), [documents(names[12:18])])
     (root / "all.toml").write_text(MIXTURE)
     write_manifest(root, [root / "all.toml"])
@@ -95,8 +104,25 @@ def documents(names: list[str]) -> pa.Table:
     return pa.table({"id": names, "tokens": tokens, "file": ["topics.jsonl"] * len(names), "row": rows})
 
 
+@pytest.fixture
+def newer(published: Path, tmp_path: Path) -> Path:
+    """Another version: a as before, b with other documents, c besides, no mixture."""
+    root = Path(shutil.copytree(published, tmp_path / "newer"))
+    write_source(root, SourceSpec("b", BYTES), [documents(sorted(topics)[14:17])])
+    write_source(root, SourceSpec("c", BYTES), [documents(sorted(topics)[18:20])])
+    (root / "mixtures/all.toml").unlink()
+    write_manifest(root)
+    return root
+
+
 def tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """All files but the locks."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def first(folder: Path, pattern: str) -> str:
+    return sorted(folder.glob(pattern))[0].relative_to(folder).as_posix()
 
 
 def flip(data: bytes) -> bytes:
@@ -138,7 +164,8 @@ def test_push_and_pull_keep_every_byte_and_the_manifest_is_committed_last(
     done = client(SHARDS, "push", published, URI)
     assert (done.returncode, done.stdout) == (0, URI + "\n")
     _initial, *commits = hub.repositories[NAME].commits
-    assert [commit.changed for commit in commits[-1:]] == [("manifest.json",)]
+    mutable = {path for path in tree(published) if path.endswith((".json", ".toml", ".md"))}
+    assert [set(commit.changed) & mutable for commit in commits] == [set(), mutable]
     assert sorted(path for commit in commits for path in commit.changed) == list(tree(published))
     assert len(hub.objects) == len(hub.seen("PUT /store")) > 10
     done = client(SHARDS, "pull", URI, tmp_path / "back")
@@ -151,22 +178,70 @@ def test_push_and_pull_keep_every_byte_and_the_manifest_is_committed_last(
     assert client(SHARDS, "pull", URI, tmp_path / "back").returncode == 0
     assert not hub.seen("/store/|/commit/|info/lfs")
     assert hub.repositories[NAME].commits[1:] == commits
+    # The mission's way to say it.
+    assert client(SHARDS, "push", published, "--repo", "org/other", "--private").stdout == "hf://datasets/org/other\n"
+    assert hub.repositories["org/other"].private
 
 
 def test_a_new_version_sends_what_differs_and_the_old_one_can_be_pulled(
-    hub: Hub, client: Client, published: Path, tmp_path: Path
+    hub: Hub, client: Client, published: Path, newer: Path, tmp_path: Path
 ) -> None:
-    first = hub.put(NAME, tree(published))
-    newer = tmp_path / "newer"
-    shutil.copytree(published, newer)
-    write_source(newer, SourceSpec("c", BYTES), [documents(sorted(topics)[18:20])])
-    write_manifest(newer)
+    strange = {"figures/a.png": b"\0png", "sources/notes.md": b"mine"}
+    old = hub.put(NAME, tree(published) | strange)
+    back = tmp_path / "back"
     assert client(SHARDS, "push", newer, URI).returncode == 0
-    assert len(hub.seen("PUT /store")) == 3  # tokens, ends and metadata of source c
-    assert client(SHARDS, "pull", URI, tmp_path / "back").returncode == 0
-    assert tree(tmp_path / "back") == tree(newer)
-    assert client(SHARDS, "pull", f"{URI}@{first}", tmp_path / "back").returncode == 0
-    assert open_dataset(tmp_path / "back").manifest == open_dataset(published).manifest
+    assert len(hub.seen("PUT /store")) == 6  # tokens, ends and metadata of sources b and c
+    added, published_commit = hub.repositories[NAME].commits[-2:]
+    assert (len(added.changed), added.deleted) == (6, ())
+    gone = {path for path in tree(published) if path not in tree(newer)}
+    assert set(published_commit.deleted) == gone and len(gone) == 4  # b's three and the mixture
+    assert set(published_commit.files) == {*tree(newer), *strange, ".gitattributes"}
+    assert client(SHARDS, "pull", URI, back).returncode == 0
+    assert tree(back) == tree(newer)
+    assert client(SHARDS, "pull", f"{URI}@{old}", back).returncode == 0
+    assert tree(back) == tree(published)
+
+
+def test_a_reader_sees_the_old_version_or_the_new_one_at_every_commit(
+    hub: Hub, client: Client, published: Path, newer: Path, tmp_path: Path
+) -> None:
+    hub.put(NAME, tree(published))
+    readers: list[int] = []
+    for number in range(4):  # between the commits of the push, by the repository's name
+        back = tmp_path / str(number)
+        pull = lambda back=back: readers.append(client(SHARDS, "pull", URI, back).returncode)  # noqa: E731
+        hub.meanwhile("POST .*/commit/", pull, after=number)
+    before = len(hub.repositories[NAME].commits)
+    assert client(SMALL + SHARDS, "push", newer, URI).returncode == 0
+    commits = hub.repositories[NAME].commits[before:]
+    assert [(len(commit.changed) > 0, len(commit.deleted)) for commit in commits] == [(True, 0)] * 3 + [(False, 4)]
+    old, new = tree(published), tree(newer)
+    for commit in commits:
+        assert client(SHARDS, "pull", f"{URI}@{commit.sha}", tmp_path / "at").returncode == 0
+        assert tree(tmp_path / "at") == (new if commit in commits[2:] else old)
+    assert readers == [0] * 4
+    assert [tree(tmp_path / str(number)) == (new if number == 3 else old) for number in range(4)] == [True] * 4
+
+
+def test_who_else_commits_meanwhile_is_not_overrun(hub: Hub, client: Client, published: Path, newer: Path) -> None:
+    """Another publisher's last commit, which removes our new shards as strangers, just before our own last commit."""
+    hub.put(NAME, tree(published))
+    ours = tuple(path for path in tree(newer) if path not in tree(published) and not path.endswith(".json"))
+    hub.fail("POST .*/commit/", status=409)  # as where another commit is just being made
+    hub.meanwhile("POST .*/commit/", lambda: hub.commit(NAME, "another", {}, ours), after=2)
+    assert client(SHARDS, "push", newer, URI).returncode == 0
+    *_, first, other, second, last = hub.repositories[NAME].commits
+    assert set(first.changed) == set(second.changed) == set(ours) == set(other.deleted)
+    assert set(last.files) == {*tree(newer), ".gitattributes"}
+
+
+def test_last_commits_whose_answers_are_lost(hub: Hub, client: Client, published: Path, newer: Path) -> None:
+    hub.put(NAME, tree(published))
+    hub.meanwhile("POST .*/commit/", lambda: hub.fail("POST .*/commit/", "drop download"), after=1)
+    assert client(SHARDS, "push", newer, URI).returncode == 0
+    assert hub.faults_left == 0
+    _published, added, last = hub.repositories[NAME].commits[-3:]
+    assert added.changed and last.deleted and set(last.files) == {*tree(newer), ".gitattributes"}
 
 
 def test_busy_answers_are_waited_out(hub: Hub, client: Client, published: Path, tmp_path: Path) -> None:
@@ -186,7 +261,6 @@ def test_busy_answers_are_waited_out(hub: Hub, client: Client, published: Path, 
 def test_a_commit_whose_answer_is_lost_is_made_again(hub: Hub, client: Client, published: Path) -> None:
     hub.fail("POST .*/commit/", "drop download", times=1)
     assert client(SHARDS, "push", published, URI).returncode == 0
-    assert hub.repositories[NAME].commits[-1].changed == ("manifest.json",)
     assert sorted(hub.repositories[NAME].commits[-1].files) == sorted([*tree(published), ".gitattributes"])
 
 
@@ -202,7 +276,7 @@ def test_an_upload_that_is_dropped_is_sent_again(hub: Hub, client: Client, publi
 def test_a_push_that_is_refused_promises_nothing_and_a_second_one_completes_it(
     hub: Hub, client: Client, published: Path, tmp_path: Path
 ) -> None:
-    victim = "sources/b/tokens/000/00000.u16"
+    victim = first(published, "sources/b/tokens/000/*")
     oid = hashlib.sha256((published / victim).read_bytes()).hexdigest()
     hub.fail(f"PUT /store/{oid}", status=403)
     one_line(client(SHARDS, "push", published, URI), 1, f"{URI}: .*{victim}.*403.*the same command goes on from here")
@@ -236,7 +310,7 @@ def test_a_download_that_is_cut_goes_on_where_it_was(hub: Hub, client: Client, t
 def test_half_a_file_never_passes_as_whole(hub: Hub, client: Client, published: Path, tmp_path: Path) -> None:
     """Answers that look complete but are short, as from a broken proxy, for longer than the client has patience."""
     hub.put(NAME, tree(published))
-    victim = "sources/a/tokens/000/00000.u16"
+    victim = first(published, "sources/a/tokens/000/*")
     oid = hashlib.sha256((published / victim).read_bytes()).hexdigest()
     hub.fail(f"GET /store/{oid}", "short download", times=3)
     one_line(client(SHARDS, "pull", URI, tmp_path / "back"), 1, f"{URI}: .*size.*the same command goes on from here")
@@ -250,17 +324,17 @@ def test_what_was_altered_on_the_hub_is_refused_by_name(
     hub: Hub, client: Client, published: Path, tmp_path: Path
 ) -> None:
     hub.put(NAME, tree(published))
-    victim, manifest = "sources/b/meta/000/00000.parquet", "sources/b/manifest.json"
+    victim, manifest = first(published, "sources/b/meta/000/*"), "sources/b/manifest.json"
     data = (published / victim).read_bytes()
     oid = hashlib.sha256(data).hexdigest()
     hub.objects[oid] = flip(data)
-    one_line(client(SHARDS, "pull", URI, tmp_path / "back"), 3, f"{URI}: {victim} differs from its manifest")
+    one_line(client(SHARDS, "pull", URI, tmp_path / "back"), 3, f"{URI}@[0-9a-f]+: {victim} differs from its manifest")
     whole_or_absent(tmp_path / "back", published)
     hub.objects[oid] = data
     assert client(SHARDS, "pull", URI, tmp_path / "back").returncode == 0
     assert tree(tmp_path / "back") == tree(published)
     hub.put(NAME, {manifest: flip((published / manifest).read_bytes())})
-    one_line(client(SHARDS, "pull", URI, tmp_path / "new"), 3, rf"{manifest}: sha256 .* pull or write it again")
+    one_line(client(SHARDS, "pull", URI, tmp_path / "new"), 3, rf"{manifest} differs from its manifest; pull again")
     assert not (tmp_path / "new/manifest.json").exists()
     hub.put(NAME, {manifest: (published / manifest).read_bytes()})
     assert client(SHARDS, "pull", URI, tmp_path / "new").returncode == 0
@@ -291,7 +365,9 @@ def test_what_is_no_dataset_is_said_in_one_line(hub: Hub, client: Client, publis
     one_line(client(SHARDS, "pull", "hf://datasets/org/none", target), 2, "org/none: no such dataset")
     one_line(client(SHARDS, "pull", "hf://datasets/org/no--name", target), 2, "org/no--name: .*name")
     one_line(client(SHARDS, "pull", "hf://datasets/org/corpus@v9", target), 2, "org/corpus@v9: .*revision")
-    one_line(client(SHARDS, "pull", "hf://datasets/org/corpus", target), 3, r"org/corpus: has no manifest\.json")
+    one_line(
+        client(SHARDS, "pull", "hf://datasets/org/corpus", target), 3, r"org/corpus@[0-9a-f]+: has no manifest\.json"
+    )
     private = client(SHARDS, "pull", "hf://datasets/org/private", target, HF_TOKEN="hf_another")
     one_line(private, 2, "org/private: no such dataset, or it is private")
     refused = client(SHARDS, "push", published, URI, HF_TOKEN="hf_another")
@@ -353,15 +429,98 @@ def test_inputs_on_the_hub_that_fail(hub: Hub, client: Client) -> None:
 def test_a_dataset_on_the_hub_opens_through_the_cache(
     hub: Hub, client: Client, published: Path, tmp_path: Path
 ) -> None:
-    hub.put(NAME, tree(published))
-    assert client(OPEN, URI).returncode == 0
-    assert tree(tmp_path / "cache/datasets/org--name") == tree(published)
+    """Manifests at once, a shard when it is first read, and nothing twice."""
+    sha = hub.put(NAME, tree(published))
+    shards = open_dataset(published).sources["a"].split("train").shards
+    done = client(OPEN, URI, 0)
+    assert done.stdout == f"{shards[0].token_count}\n" and "fetching 2 files" in done.stderr
+    cached = tmp_path / f"cache/datasets/org--name/versions/{sha}"
+    here = tree(cached)
+    assert json.loads(here.pop("origin.json")) == {"uri": f"{URI}@{sha}"}
+    assert here.items() < tree(published).items() and len(hub.seen("GET /store/")) == 2
     hub.requests.clear()
-    assert client(OPEN, URI).returncode == 0
+    assert client(OPEN, URI, 0).returncode == 0
+    assert [str(request) for request in hub.seen("/datasets/")] == [f"GET /api/datasets/{NAME}"]
+    # A full commit never changes: with its manifests here, nothing is asked. So it is with a folder.
+    hub.requests.clear()
+    for known in (f"{URI}@{sha}", cached):
+        assert client(OPEN, known, 0, HF_ENDPOINT=NOWHERE).stdout == done.stdout
+    assert client(OPEN, f"{URI}@{sha}", 0, 1).stdout == f"{shards[0].token_count} {shards[1].token_count}\n"
+    assert not hub.seen("/api/datasets/") and len(hub.seen("GET /store/")) == 2
+    # A new version has its own folder, and links what has not changed.
+    new = hub.put(NAME, {"README.md": b"# Another card\n"})
+    hub.requests.clear()
+    assert client(OPEN, URI, 0).returncode == 0
     assert not hub.seen("/store/")
-    # An address on the Hub asks which commit is the newest, each time; a folder never asks anything.
-    nowhere = "http://127.0.0.1:9"
-    one_line(client(OPEN, URI, HF_ENDPOINT=nowhere), 1, f"{URI}: .*refused.*goes on from here")
-    one_line(client(OPEN, URI, HF_HUB_OFFLINE="1"), 1, f"{URI}: .*offline")
-    one_line(client(DISCOVER, f"{URI}/*.jsonl", HF_HUB_OFFLINE="1"), 1, f"{URI}: .*offline")
-    assert client(OPEN, tmp_path / "cache/datasets/org--name", HF_ENDPOINT=nowhere).returncode == 0
+    again = cached.parent / new / "sources/a" / shards[0].tokens.path
+    assert again.samefile(cached / "sources/a" / shards[0].tokens.path)
+
+
+def test_without_a_network_what_is_in_the_cache_is_used_and_the_rest_is_a_clear_error(
+    hub: Hub, client: Client, published: Path
+) -> None:
+    sha = hub.put(NAME, tree(published))
+    for offline in ({"HF_ENDPOINT": NOWHERE}, {"HF_HUB_OFFLINE": "1"}):
+        cause = "offline" if "HF_HUB_OFFLINE" in offline else "refused"
+        one_line(client(OPEN, URI, 0, **offline), 1, f"{URI}: .*{cause}")
+        one_line(client(OPEN, f"{URI}@{sha}", 0, **offline), 1, f"{URI}@{sha}: .*{cause}")
+    known = client(OPEN, URI, 0)
+    for offline in ({"HF_ENDPOINT": NOWHERE}, {"HF_HUB_OFFLINE": "1"}):
+        cause = "offline" if "HF_HUB_OFFLINE" in offline else "refused"
+        done = client(OPEN, URI, 0, **offline)
+        assert (done.returncode, done.stdout) == (0, known.stdout)
+        (warning,) = done.stderr.splitlines()
+        assert re.match(f"{URI}: using version {sha[:12]} of the cache: .*{cause}", warning)
+        missing = f"sources/a/tokens/000/00001-.*u16: not fetched yet, and now {URI}@{sha}: .*{cause}"
+        one_line(client(OPEN, URI, 0, 1, **offline), 1, missing)
+        one_line(client(OPEN, f"{URI}@v1", 0, **offline), 1, f"{URI}@v1: .*{cause}")
+        one_line(client(DISCOVER, f"{URI}/*.jsonl", **offline), 1, f"{URI}: .*{cause}")
+    # So it is with a Hub that stays busy; but a refusal is no reason to go on with what is old.
+    hub.fail("GET /api/datasets/", status=403)
+    one_line(client(OPEN, URI, 0), 1, "403")
+    hub.fail("GET /api/datasets/", status=503, times=99)
+    assert "of the cache" in client(OPEN, URI, 0).stderr
+
+
+def test_a_partial_pull_needs_no_network_for_what_it_brought(
+    hub: Hub, client: Client, published: Path, tmp_path: Path
+) -> None:
+    sha = hub.put(NAME, tree(published))
+    back = tmp_path / "back"
+    budget = ("--mixture", "all", "--tokens", "2K", "--sequence-length", "128")
+    done = client(SHARDS, "pull", URI, back, *budget)
+    assert done.returncode == 0, done
+    assert json.loads((back / "origin.json").read_text()) == {"uri": f"{URI}@{sha}"}
+    a = open_dataset(published).sources["a"]
+    here = {path for path in tree(back) if path.startswith("sources/a/") and not path.endswith(".json")}
+    assert here == {f"sources/a/{file.path}" for file in (*a.manifest.train[0].files[:2], *a.manifest.valid[0].files)}
+    gets = len(hub.seen("GET /store/"))
+    hub.requests.clear()
+    done = client(OPEN, back, 0)
+    assert done.returncode == 0 and not done.stderr and not hub.requests
+    one_line(client(OPEN, back, 0, 2, HF_ENDPOINT=NOWHERE), 1, "00002-.*not fetched yet, and now .*refused")
+    assert client(OPEN, back, 0, 2).returncode == 0
+    assert len(hub.seen("GET /store/")) == 2 and not hub.seen("/api/datasets/")
+    assert client(SHARDS, "pull", URI, back).returncode == 0
+    assert tree(back) == tree(published)
+    assert gets + len(hub.seen("GET /store/")) == len(hub.objects)
+
+
+def test_two_processes_that_pull_into_one_folder_download_each_file_once(
+    hub: Hub, client: Client, published: Path, tmp_path: Path
+) -> None:
+    hub.put(NAME, tree(published))
+    hub.meanwhile("GET /store/", lambda: time.sleep(3))  # longer than anyone waits without a word
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        pulls = [pool.submit(client, SHARDS, "pull", URI, tmp_path / "back") for _ in range(2)]
+        done = [pull.result() for pull in pulls]
+    assert [one.returncode for one in done] == [0, 0]
+    assert sum("another process is at it" in one.stderr for one in done) == 1
+    assert tree(tmp_path / "back") == tree(published)
+    assert len(hub.seen("GET /store/")) == len(hub.objects)
+    # So it is where two ranks ask the cache for one shard.
+    hub.requests.clear()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: client(OPEN, URI, 0, 1), range(2)))
+    assert [one.returncode for one in done] == [0, 0] and done[0].stdout == done[1].stdout
+    assert len(hub.seen("GET /store/")) == 4

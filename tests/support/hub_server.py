@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -58,6 +59,7 @@ class Commit:
     title: str
     changed: tuple[str, ...]
     files: dict[str, File]
+    deleted: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -91,6 +93,13 @@ class Fault:
     left: int
 
 
+@dataclasses.dataclass
+class Meanwhile:
+    pattern: str
+    action: Callable[[], object]
+    after: int
+
+
 class Hub:
     """`with Hub() as hub:` serves until the block ends; clients take HF_ENDPOINT=hub.endpoint and `token`."""
 
@@ -102,6 +111,7 @@ class Hub:
         self.requests: list[Request] = []
         self.lock = threading.RLock()
         self._faults: list[Fault] = []
+        self._meanwhile: list[Meanwhile] = []
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -127,6 +137,11 @@ class Hub:
         """
         self._faults.append(Fault(pattern, kind, status, times))
 
+    def meanwhile(self, pattern: str, action: Callable[[], object], *, after: int = 0) -> None:
+        """What somebody else does, once, before the next request whose "METHOD path" matches is answered; or a later
+        one, `after` so many."""
+        self._meanwhile.append(Meanwhile(pattern, action, after))
+
     @property
     def faults_left(self) -> int:
         return sum(fault.left for fault in self._faults)
@@ -149,18 +164,27 @@ class Hub:
             files[path] = dataclasses.replace(files[path], content=None)
         return self.commit(name, "somebody else", files).sha
 
-    def commit(self, name: str, title: str, files: dict[str, File]) -> Commit:
+    def commit(self, name: str, title: str, files: dict[str, File], deleted: tuple[str, ...] = ()) -> Commit:
         with self.lock:
             commits = self.repositories[name].commits
             parent = commits[-1].files if commits else {}
             sha = hashlib.sha1(f"{name} {len(commits)} {title} {sorted(files)}".encode()).hexdigest()
-            commits.append(Commit(sha, title, tuple(files), {**parent, **files}))
+            held = {path: file for path, file in {**parent, **files}.items() if path not in deleted}
+            commits.append(Commit(sha, title, tuple(files), held, deleted))
             return commits[-1]
 
     def take_request(self, request: Request) -> Fault | None:
         """Note a request down; the fault that it is to meet, if any."""
         with self.lock:
             self.requests.append(request)
+            meant = [one for one in self._meanwhile if re.search(one.pattern, str(request))]
+            now = [one for one in meant if not one.after]
+            for one in meant:
+                one.after -= 1
+            self._meanwhile = [one for one in self._meanwhile if one.after >= 0]
+        for one in now:
+            one.action()
+        with self.lock:
             due = (fault for fault in self._faults if fault.left and re.search(fault.pattern, str(request)))
             if fault := next(due, None):
                 fault.left -= 1
@@ -297,14 +321,19 @@ class _Handler(BaseHTTPRequestHandler):
     def make_commit(self, _match: re.Match[str]) -> None:
         header, *changes = [json.loads(line) for line in self.body.splitlines() if line.strip()]
         files: dict[str, File] = {}
+        deleted: list[str] = []
+        if header["value"].get("parentCommit", self.commit.sha) != self.commit.sha:
+            return self.refuse(412, message="A commit has happened since. Please refresh and try again.")
         for kind, value in ((line["key"], line["value"]) for line in changes):
-            if kind == "file":
+            if kind == "deletedFile" and value["path"] in self.commit.files:
+                deleted.append(value["path"])
+            elif kind == "file":
                 files[value["path"]] = small(base64.b64decode(value["content"]))
             elif kind == "lfsFile" and value["oid"] in self.hub.objects:
                 files[value["path"]] = File(value["oid"], len(self.hub.objects[value["oid"]]), None)
             else:
-                return self.refuse(400, message=f"{kind} {value['path']}: its content was not uploaded")
-        commit = self.hub.commit(self.repository.name, header["value"]["summary"], files)
+                return self.refuse(400, message=f"{kind} {value['path']}: not uploaded, or no such file")
+        commit = self.hub.commit(self.repository.name, header["value"]["summary"], files, tuple(deleted))
         url = f"{self.hub.endpoint}/datasets/{self.repository.name}/commit/{commit.sha}"
         return self.reply({"commitOid": commit.sha, "commitUrl": url})
 

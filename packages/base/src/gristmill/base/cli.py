@@ -9,25 +9,56 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+import tyro
 
 from gristmill.base.config import load, nearest
 from gristmill.base.errors import GristmillError, UsageError
 
 T = TypeVar("T")
 Command = Callable[[list[str]], int | None]
+SCALES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_tokens(given: object) -> int:
+    """A number of tokens as people write it: 1_000_000, 250M, 1.5T (K, M, B and T are powers of 1000).
+
+    Raises:
+        ValueError: it is no such number, or not a whole one.
+    """
+    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([KMBT]?)", str(given).strip().upper())
+    number = Decimal(found[1].replace("_", "")) * SCALES[found[2]] if found else Decimal("NaN")
+    if not number.is_finite() or number != int(number):
+        raise ValueError(f"{given!r} is no number of tokens; write 1_000_000, 250M, 1B or 1.5T")
+    return int(number)
+
+
+# In a function's parameters or a configuration, and in its TOML file.
+Tokens = Annotated[
+    int,
+    pydantic.BeforeValidator(parse_tokens),
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="TOKENS",
+        instance_from_str=lambda words: parse_tokens(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 def typed(function: Callable[..., int | None], prog: str) -> Command:
     """A command whose flags are the parameters of `function`: its docstring is the help, its annotations the types."""
 
     def command(arguments: list[str]) -> int | None:
-        import tyro
-
         return tyro.cli(function, args=arguments, prog=prog, description=_description(function))
 
     command.__doc__ = function.__doc__
@@ -36,8 +67,6 @@ def typed(function: Callable[..., int | None], prog: str) -> Command:
 
 def parse_config(cls: type[T], arguments: Sequence[str], prog: str, description: str) -> T:
     """`--config FILE` (TOML) under dotted overrides (`--model.layers 4`): defaults < file < command line."""
-    import tyro
-
     remaining, path = _take_config(list(arguments))
     return tyro.cli(cls, args=remaining, default=load(cls, path), prog=prog, description=description)
 

@@ -34,6 +34,13 @@ class Progress:
             self._bar.start()
         return self
 
+    def of(self, done: int, total: int) -> None:
+        """update() for work whose total is known only as it goes."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+        self.update(done)
+
     def update(self, done: int, **totals: float) -> None:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         rates = ", ".join(f"{total / elapsed:,.0f} {name}/s" for name, total in totals.items())

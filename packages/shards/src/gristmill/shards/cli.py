@@ -1,23 +1,26 @@
-"""The `shards` command: look into a dataset, check it, move it, and trace a token back to its document."""
+"""The `shards` command: look into a dataset, check it, plan on it, trace a token back, bring one in, move it."""
 
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from gristmill.base import cli
+from gristmill.base.progress import Progress
+from gristmill.shards.importers.command import import_
+
+if TYPE_CHECKING:
+    from gristmill.shards.reader import Dataset
 
 ABOUT = "The published artifact: tokenised, memory-mapped shards with a manifest that pins every byte."
 
 
 def main() -> None:
-    functions = (inspect, verify, push, pull, explain)
-    cli.main(
-        "shards",
-        {function.__name__: cli.typed(function, f"shards {function.__name__}") for function in functions},
-        ABOUT,
-    )
+    functions = (inspect, verify, plan, explain, import_, push, pull)
+    names = {function.__name__.rstrip("_"): function for function in functions}  # import is a word of Python's
+    cli.main("shards", {name: cli.typed(function, f"shards {name}") for name, function in names.items()}, ABOUT)
 
 
 def inspect(folder: str, /, json: bool = False) -> None:
@@ -28,49 +31,15 @@ def inspect(folder: str, /, json: bool = False) -> None:
     shards inspect hf://datasets/ORG/NAME --json
 
     Args:
-        folder: A folder, file://FOLDER or hf://datasets/ORG/NAME (pulled to the cache first).
+        folder: A folder, file://FOLDER, hf://datasets/ORG/NAME[@REVISION] or a URL (only its manifests are fetched).
         json: Print JSON instead of a table.
     """
+    from gristmill.shards import holdings
     from gristmill.shards.reader import open_dataset
 
     dataset = open_dataset(folder)
-    rows: list[dict[str, Any]] = []
-    for name, source in dataset.sources.items():
-        train, valid = source.split("train"), source.split("valid")
-        rows.append(
-            {
-                "source": name,
-                "train_tokens": train.token_count,
-                "train_documents": train.document_count,
-                "valid_tokens": valid.token_count,
-                "valid_documents": valid.document_count,
-                "shards": len(train.shards) + len(valid.shards),
-                "licence": source.manifest.licence,
-                "content_id": source.manifest.content_id,
-            }
-        )
-    if json:
-        about = {
-            "format": dataset.manifest.format,
-            "content_id": dataset.manifest.content_id,
-            "tokenizer": dataset.tokenizer.model_dump(),
-            "dtype": dataset.tokenizer.dtype,
-            "sources": rows,
-            "mixtures": [entry.path for entry in dataset.manifest.mixtures],
-        }
-        print(json_module.dumps(about, indent=2))
-        return
-    print(f"{folder}  {dataset.manifest.format}  content {dataset.manifest.content_id[:12]}")
-    print(f"tokenizer {dataset.tokenizer.name}  {dataset.tokenizer.vocab_size:,} ids  {dataset.tokenizer.dtype}\n")
-    width = max(len("source"), *(len(str(row["source"])) for row in rows))
-    columns = ("train_tokens", "train_documents", "valid_tokens", "valid_documents", "shards")
-    print(f"{'source':<{width}}" + "".join(f"{column.replace('_', ' '):>17}" for column in columns) + "  licence")
-    for row in rows:
-        print(
-            f"{row['source']:<{width}}" + "".join(f"{row[column]:>17,}" for column in columns) + f"  {row['licence']}"
-        )
-    if dataset.manifest.mixtures:
-        print("\nmixtures: " + ", ".join(Path(entry.path).stem for entry in dataset.manifest.mixtures))
+    about = holdings.about(dataset)
+    print(json_module.dumps(about, indent=2) if json else holdings.table(folder, about))
 
 
 def verify(folder: str, /) -> None:
@@ -81,108 +50,180 @@ def verify(folder: str, /) -> None:
     shards verify file:///data/published
 
     Args:
-        folder: A folder, file://FOLDER or hf://datasets/ORG/NAME (pulled to the cache first).
+        folder: A folder, file://FOLDER, or hf://datasets/ORG/NAME (what the cache has of it).
     """
     from gristmill.shards.reader import open_dataset
 
     dataset = open_dataset(folder)
-    with _Progress("verify") as progress:
-        size = dataset.verify(progress)
-    print(f"{folder}: all {progress.total:,} files ({size:,} bytes) are as the manifest says")
+    with Progress("verify", 0, "files") as progress:
+        found = dataset.verify(progress.of)
+    scope = "all " if not found.absent_files else "a partial dataset: "
+    print(f"{folder}: {scope}{found.files:,} files ({found.bytes:,} bytes) are as the manifest says")
+    if found.absent_files:
+        print(f"{found.absent_files:,} files ({found.absent_bytes:,} bytes) are not here yet")
 
 
-def push(folder: Path, target: str, /, private: bool = False) -> None:
-    """Publish a dataset to a folder or to the Hugging Face Hub; files that are there already are not sent again.
+def plan(
+    folder: str,
+    /,
+    mixture: str,
+    tokens: cli.Tokens,
+    sequence_length: int,
+    seed: int | None = None,
+    packing: Literal["concat", "bestfit"] = "concat",
+    match_repetition: bool = False,
+    sequence: int | None = None,
+    json: bool = False,
+) -> None:
+    """Say what a run would read, before it reads anything: shares, epochs, shards and bytes by source, phases.
 
-    shards push runs/demo/published /data/published
+    shards plan runs/demo/published --mixture demo --tokens 50K --sequence-length 256
 
-    shards push runs/demo/published hf://datasets/ORG/NAME --private
+    shards plan hf://datasets/ORG/NAME --mixture web40_code20 --tokens 10B --sequence-length 2048 --json
+
+    shards plan DATA --mixture web40_code20 --tokens 1B --sequence-length 2048 --sequence 123456
+
+    Args:
+        folder: A folder, file://FOLDER, hf://datasets/ORG/NAME[@REVISION] or a URL (only its manifests are fetched).
+        mixture: A mixture of the dataset by name, or a TOML file.
+        tokens: The budget: 1_000_000, 250M, 1B.
+        sequence_length: Tokens of a sequence.
+        seed: Of the order; by default the mixture's own.
+        packing: concat or bestfit.
+        match_repetition: Read of each source what repeats as often as in the mixture's target_tokens.
+        sequence: Say where this sequence of the order lies instead; `shards explain` takes the numbers.
+        json: Print JSON instead of a table.
+    """
+    from gristmill.shards import outline
+    from gristmill.shards.mixture import load_mixture
+    from gristmill.shards.reader import open_dataset
+    from gristmill.shards.resolve import plan as resolve
+
+    dataset = open_dataset(folder)
+    loaded = load_mixture(mixture, search=[dataset.root / "mixtures"])
+    resolved = resolve(loaded, dataset, sequence_length, seed, tokens, pack=packing, match_repetition=match_repetition)
+    if sequence is not None:
+        found = [piece._asdict() for piece in outline.pieces(resolved, dataset, sequence)]
+        if json:
+            print(json_module.dumps(found, indent=2))
+            return
+        for piece in found:
+            print(f"{piece['source']} {piece['token_offset']}  {piece['tokens']:,} tokens from there")
+        return
+    record = outline.outline(resolved, dataset)
+    print(json_module.dumps(record, indent=2) if json else outline.table(record))
+
+
+def push(folder: Path, target: str = "", /, repo: str = "", private: bool = False) -> None:
+    """Publish a dataset: to the Hugging Face Hub, a folder, or a bucket. What is there already is not sent again.
+
+    shards push runs/demo/published --repo ORG/NAME --private
+
+    shards push runs/demo/published hf://datasets/ORG/NAME
+
+    shards push runs/demo/published s3://BUCKET/PREFIX
 
     Args:
         folder: The dataset.
-        target: A folder, file://FOLDER, or hf://datasets/ORG/NAME with the token of HF_TOKEN or `hf auth login`.
+        target: hf://datasets/ORG/NAME, a folder, file://FOLDER, or a URL of fsspec (s3://, gs://, ...).
+        repo: ORG/NAME on the Hub, instead of a target. The token is that of HF_TOKEN or `hf auth login`.
         private: Make the repository private, if it is made now.
     """
-    from gristmill.shards import hub
+    from gristmill.base.errors import UsageError
+    from gristmill.shards import transfer
+    from gristmill.shards.remote import places
 
-    with _Progress("push") as progress:
-        print(hub.push(folder, target, private=private, progress=progress))
+    if bool(target) == bool(repo):
+        raise UsageError("give either a target or --repo ORG/NAME")
+    with Progress("push", 0, "files") as progress:
+        place = str(places.hub_address(repo)) if repo else target
+        print(transfer.push(folder, place, private=private, progress=progress.of))
 
 
-def pull(uri: str, folder: Path, /) -> None:
+def pull(
+    uri: str,
+    folder: Path,
+    /,
+    mixture: str = "",
+    tokens: cli.Tokens = 0,
+    sequence_length: int = 0,
+    seed: int | None = None,
+    packing: Literal["concat", "bestfit"] = "concat",
+) -> None:
     """Bring a dataset to a folder and check every file; a pull that was cut short goes on where it stopped.
+
+    With --mixture, only the shards that a run of that budget reads; what else is asked for later is fetched then.
 
     shards pull hf://datasets/ORG/NAME data/web
 
-    shards pull hf://datasets/ORG/NAME@v1 data/web
+    shards pull hf://datasets/ORG/NAME@v1 data/web --mixture web40_code20 --tokens 1B --sequence-length 2048
 
     Args:
-        uri: hf://datasets/ORG/NAME[@REVISION], file://FOLDER or a folder.
+        uri: hf://datasets/ORG/NAME[@REVISION], a folder, file://FOLDER, or a URL of fsspec (s3://, gs://, ...).
         folder: Where to put it.
+        mixture: A mixture of the dataset by name, or a TOML file.
+        tokens: The budget of the run: 1_000_000, 250M, 1B.
+        sequence_length: As in the run.
+        seed: As in the run; by default the mixture's own.
+        packing: As in the run.
     """
-    from gristmill.shards import hub
+    from gristmill.base.errors import UsageError
+    from gristmill.shards import skeleton, transfer
 
-    with _Progress("pull") as progress:
-        manifest = hub.pull(uri, folder, progress=progress)
+    if not mixture and (tokens or sequence_length or seed is not None):
+        raise UsageError("--tokens, --sequence-length and --seed say which part of a --mixture to pull; give that too")
+    if mixture and not (tokens and sequence_length):
+        raise UsageError("--mixture needs --tokens and --sequence-length: they decide which shards a run reads")
+    only = _only(mixture, tokens, sequence_length, seed, packing) if mixture else None
+    with Progress("pull", 0, "files") as progress:
+        manifest = transfer.pull(uri, folder, only=only, progress=progress.of)
     print(f"{folder}: {', '.join(manifest.sources)}  content {manifest.content_id[:12]}")
+    if only is not None:
+        standing = skeleton.read_skeleton(folder)
+        total = sum(entry.bytes for entry in standing.shard_files())
+        left = sum(entry.bytes for entry in transfer.absent(standing, folder))
+        print(f"{total - left:,} of {total:,} bytes are here; the rest is fetched if it is asked for")
 
 
 def explain(folder: str, source: str, token_offset: int, /, json: bool = False) -> None:
-    """Lead a train token back to its document: id, file, row, score.
+    """Lead a train token back to its document: id, file, row, score, and the text around it.
 
     shards explain runs/demo/published web 123456
 
     shards explain hf://datasets/ORG/NAME code 0 --json
 
     Args:
-        folder: A folder, file://FOLDER or hf://datasets/ORG/NAME.
+        folder: A folder, file://FOLDER, hf://datasets/ORG/NAME[@REVISION] or a URL.
         source: The source's name.
         token_offset: The token's number among the source's train tokens, from 0.
         json: Print JSON.
     """
     from gristmill.base.config import nearest
     from gristmill.base.errors import UsageError
+    from gristmill.shards import provenance
     from gristmill.shards.reader import open_dataset
 
     dataset = open_dataset(folder)
     if source not in dataset.sources:
         raise UsageError(f"{folder}: no source {source!r}{nearest(source, dataset.sources)}")
-    split = dataset.sources[source].split("train")
-    place = split.locate(token_offset)
-    row = split.meta(place.shard).slice(place.row, 1).to_pylist()[0]
-    answer = {
-        "source": source,
-        "token_offset": token_offset,
-        "token_id": int(split.tokens(place.shard)[place.offset]),
-        "shard": split.shards[place.shard].tokens.path,
-        "offset_in_shard": place.offset,
-        "offset_in_document": place.offset_in_document,
-        **row,
-    }
+    answer = provenance.explain(dataset, source, token_offset)
     if json:
-        print(json_module.dumps(answer, indent=2, ensure_ascii=False))
+        print(json_module.dumps(answer, indent=2, default=str))  # ASCII: what documents hold is not for the terminal
         return
     for name, value in answer.items():
-        print(f"{name:<18} {value}")
+        print(f"{provenance.shown(name):<18} {provenance.shown(value)}")
 
 
-class _Progress:
-    """base.progress from a callback of (done, total), whose total is known with the first call."""
+def _only(
+    mixture: str, tokens: int, sequence_length: int, seed: int | None, packing: Literal["concat", "bestfit"]
+) -> Callable[[Dataset], Mapping[str, Iterable[int]]]:
+    """The train shards that a run reads, for transfer.pull."""
 
-    def __init__(self, label: str) -> None:
-        self.label, self.total, self.bar = label, 0, None
+    def only(dataset: Dataset) -> Mapping[str, Iterable[int]]:
+        from gristmill.shards.mixture import load_mixture
+        from gristmill.shards.resolve import plan
 
-    def __enter__(self) -> _Progress:
-        return self
+        loaded = load_mixture(mixture, search=[dataset.root / "mixtures"])
+        return plan(loaded, dataset, sequence_length, seed=seed, tokens=tokens, pack=packing).touched()
 
-    def __call__(self, done: int, total: int) -> None:
-        from gristmill.base.progress import Progress
-
-        if self.bar is None:
-            self.bar = Progress(self.label, total, "files").__enter__()
-        self.total = total
-        self.bar.update(done)
-
-    def __exit__(self, *error: Any) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(*error)
+    return only

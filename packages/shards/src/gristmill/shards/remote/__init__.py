@@ -1,0 +1,1 @@
+"""Datasets elsewhere: addresses, the stores behind them, and what of them is here. `transfer` is the way in."""
