@@ -1,0 +1,112 @@
+"""Conversations out of JSON lines that may be broken anywhere: each line is a list of turns, or the reason why not."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from gristmill.base.errors import DataError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_LINE_BYTES = 32 * 2**20
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+
+
+class Turn(NamedTuple):
+    role: str
+    content: str
+    learnt: bool
+
+
+class Bad(NamedTuple):
+    """`reason` is one of few, so that they can be counted; the particulars are in `detail`."""
+
+    reason: str
+    detail: str = ""
+
+
+def read(path: Path) -> Iterator[tuple[int, list[Turn] | Bad]]:
+    """(line number from 1, its conversation) of a .jsonl, .jsonl.gz or .jsonl.zst file; blank lines are passed over.
+
+    Raises:
+        DataError: no such file, or a compressed stream that is cut off or damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    number = 0
+    try:
+        with pa.input_stream(str(path), compression=COMPRESSION.get(path.suffix.lower())) as stream:
+            for line in _lines(io.BufferedReader(stream, 2**20)):
+                number += 1
+                if isinstance(line, int):
+                    yield number, Bad("line too long", f"{line:,} bytes, limit {MAX_LINE_BYTES:,}")
+                elif line.strip():
+                    yield number, _parse(line)
+    except OSError as error:
+        raise DataError(f"{path}: nothing after line {number:,} can be read ({error}); get the file again") from None
+
+
+def _lines(stream: io.BufferedIOBase) -> Iterator[bytes | int]:
+    """Lines, or the length of one that is over the limit: read past in pieces, never held."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        length = len(line)
+        while (piece := stream.readline(2**20)) and not piece.endswith(b"\n"):
+            length += len(piece)
+        yield length + len(piece)
+
+
+def _parse(line: bytes) -> list[Turn] | Bad:
+    try:
+        values = json.loads(line)
+    except UnicodeDecodeError as error:
+        return Bad("invalid UTF-8", str(error))
+    except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits, too
+        return Bad("not JSON", str(error))
+    if not isinstance(values, dict):
+        return Bad("not a JSON object", f"a {type(values).__name__}")
+    if "messages" in values:
+        messages = values["messages"]
+    elif "prompt" in values and "completion" in values:
+        messages = [*_side(values["prompt"], "user"), *_side(values["completion"], "assistant")]
+    else:
+        return Bad("no conversation", f"neither messages nor prompt and completion; fields: {', '.join(values)[:500]}")
+    if not isinstance(messages, list):
+        return Bad("messages is no list", f"a {type(messages).__name__}")
+    turns: list[Turn] = []
+    for index, message in enumerate(messages):
+        turn = _turn(message, index)
+        if isinstance(turn, Bad):
+            return turn
+        turns.append(turn)
+    if not any(turn.learnt and turn.content.strip() for turn in turns):
+        return Bad("nothing to learn", "no assistant message with text in it")
+    return turns
+
+
+def _side(value: Any, role: str) -> list[Any]:
+    """One half of a prompt and completion pair: text, or messages already."""
+    return value if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+def _turn(message: Any, index: int) -> Turn | Bad:
+    if not isinstance(message, dict):
+        return Bad("message is no object", f"message {index} is a {type(message).__name__}")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        return Bad("unknown role", f"message {index} has role {str(role)[:100]!r}; known are {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        return Bad("content is no text", f"message {index} has content of type {type(content).__name__}")
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return Bad("invalid Unicode", f"message {index} has a lone surrogate at character {error.start}")
+    # OpenAI's fine-tuning format: "weight": 0 keeps an assistant message out of the loss
+    return Turn(role, content, role == "assistant" and message.get("weight", 1) != 0)
