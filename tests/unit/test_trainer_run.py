@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from pyarrow import parquet
 from gristmill.base.errors import DataError, GristmillError, UsageError
 from gristmill.base.files import read_json, write_json
 from gristmill.shards import manifest, reader, writer
+from gristmill.shards.loader import Batches
 from gristmill.trainer import checkpoint, cli, compare, data, evaluate, generate, loop
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.data import Document, Example
 from gristmill.trainer.model import precision
+from gristmill.trainer.model.attention.segments import from_starts
 from gristmill.trainer.model.config import ModelConfig, ModelSection
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim.config import OptimizerConfig
@@ -135,6 +138,21 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(micro):
         torch.testing.assert_close(a.grad, b.grad, atol=2e-7, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("micro", [1, 2, 5])
+def test_only_learnt_tokens_count_however_they_are_spread(micro):
+    """Each learnt token weighs the same, wherever it stands; a micro-batch may have none."""
+    generator = torch.Generator().manual_seed(4)
+    example = random_example(5, 24)
+    learnt_BS = torch.rand(5, 24, generator=generator) < torch.tensor([0.9, 0.5, 0.1, 0.0, 1.0])[:, None]
+    model, other = small_model(aux_loss=1.0, z_loss=1.0), small_model(aux_loss=1.0, z_loss=1.0)
+    got = accumulate(model, example._replace(learnt_BS=learnt_BS), micro)
+    nll_BS = other.token_nll(*example[:2], from_starts(example.starts_BS))
+    torch.testing.assert_close(got.nll, nll_BS[learnt_BS].mean(), atol=1e-5, rtol=1e-5)
+    accumulate(other, example._replace(learnt_BS=learnt_BS), 5)
+    for (name, a), b in zip(model.named_parameters(), other.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, atol=2e-7, rtol=1e-4, msg=name)
+
+
 def test_every_expert_and_the_router_move_in_a_step():
     from gristmill.trainer.optim import adamw
 
@@ -168,7 +186,7 @@ def test_schedule_warms_up_and_decays():
 
 def test_segments_begin_at_the_eos_before_a_document(shards):
     opened = data.open_training(config(shards, Path("unused")))
-    example = next(data.examples(opened, 16, 0, torch.device("cpu")))
+    example = data.to_example(Batches(opened.plan, opened.dataset, 16 * 32).batch(0), torch.device("cpu"))
     assert example.inputs_BS.dtype == torch.int64 and example.inputs_BS.shape == (16, 32)
     assert torch.equal(example.inputs_BS[:, 1:], example.targets_BS[:, :-1])
     assert torch.equal(example.starts_BS, example.inputs_BS == 0)  # 0 is EOS, and ends nothing but documents here
@@ -212,6 +230,75 @@ def test_a_crash_between_checkpoints_resumes_to_the_same_bits(shards, tmp_path, 
     loop.resume(folder)
     assert same_weights(folder, finished)
     assert steps_of(folder) == steps_of(finished)
+
+
+def test_phases_of_longer_sequences_and_best_fit_resume_to_the_same_bits(shards, tmp_path, monkeypatch):
+    phases = tmp_path / "phases.toml"
+    text = (shards / "both.toml").read_text()
+    late = '[[mixture.phase]]\nname = "late"\nfrom_share = 0.5\nweights = { odd = 1 }\n'
+    phases.write_text(text + late + "sequence_length = 8\n")
+    plans = ({"mixture": str(phases), "tokens": 8 * 4 * 32 + 4 * 256 * 32}, {"packing": "bestfit"})
+    real, calls = loop.train_step, []
+
+    def stop_at_fifth(*args):
+        calls.append(args[2].inputs_BS.shape)
+        if len(calls) == 5:
+            raise OSError("the machine is gone")
+        return real(*args)
+
+    for number, changes in enumerate(plans):
+        folder = tmp_path / f"whole-{number}"
+        about = config(shards, folder, checkpoint_every=3, validate_tokens=0, **changes)
+        about = dataclasses.replace(about, tokens=min(about.tokens, 8 * 4 * 32) if number else about.tokens)
+        monkeypatch.setattr(loop, "train_step", real)
+        loop.train(about)
+        calls.clear()
+        monkeypatch.setattr(loop, "train_step", stop_at_fifth)
+        again = dataclasses.replace(about, output=str(tmp_path / f"stopped-{number}"))
+        with pytest.raises(OSError):
+            loop.train(again)
+        loop.resume(again.folder)
+        assert same_weights(folder, again.folder)
+        assert len(set(calls)) == (1 if number else 2)
+
+
+def test_a_phase_may_be_added_to_a_run_that_stands(shards, tmp_path, monkeypatch):
+    """Stop, append a phase behind where the run stands, go on; one before it is refused."""
+    own = tmp_path / "own.toml"
+    text = (shards / "both.toml").read_text()
+    own.write_text(text)
+    folder = tmp_path / "run"
+    about = config(shards, folder, mixture=str(own), validate_tokens=0)
+    real, calls = loop.train_step, []
+
+    def stop_at_fifth(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise OSError("the machine is gone")
+        return real(*args)
+
+    monkeypatch.setattr(loop, "train_step", stop_at_fifth)
+    with pytest.raises(OSError):
+        loop.train(about)  # stands at its checkpoint after step 3: 12 sequences
+    late = text + '[[mixture.phase]]\nname = "late"\nweights = {{ odd = 1 }}\nfrom_tokens = {}\n'
+    own.write_text(late.format(11 * 32))
+    with pytest.raises(DataError, match="before where it stood"):
+        loop.resume(folder)
+    own.write_text(late.format(12 * 32))
+    assert loop.resume(folder)["status"] == "done"
+    recorded = read_json(folder / "run.json")["plan"]["phases"]
+    assert [(phase["name"], phase["first_sequence"]) for phase in recorded] == [("pretrain", 0), ("late", 12)]
+
+
+def test_a_flipped_byte_is_named_before_training(shards, tmp_path):
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    path = next(copy.glob("sources/odd/tokens/**/*.u16"))
+    content = bytearray(path.read_bytes())
+    content[7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))}: altered"):
+        loop.train(config(copy, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_saves_exits_143_and_the_same_command_goes_on(shards, tmp_path, finished):

@@ -26,10 +26,12 @@ _FILES = ("model.safetensors", "optimizer.safetensors")
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: steps done, the next training window of the plan, tokens and seconds spent."""
+    """Where a run stands: steps done, the next sequence of the plan and what decided the order up to it (its identity
+    there), tokens and seconds spent."""
 
     step: int = 0
     next_sequence: int = 0
+    plan: str = ""
     tokens: int = 0
     seconds: float = 0.0
 

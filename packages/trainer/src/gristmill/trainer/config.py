@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gristmill.base.cli import Tokens
 from gristmill.base.config import to_mapping
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model.config import ModelSection
@@ -17,7 +18,7 @@ from gristmill.trainer.optim.config import OptimizerConfig
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How many windows one step learns from."""
+    """How many windows one step learns from. A mixture's phase may have longer ones; then a step has fewer."""
 
     sequence: int = 256
     """Tokens in a window."""
@@ -43,8 +44,12 @@ class TrainConfig:
     """The run's folder. A run that is there already is resumed, if its configuration is the same."""
     tokenizer: str = ""
     """tokenizer.json, for bits per byte and for text; "" takes the data folder's own, if it has one."""
-    tokens: int = 2_000_000
-    """Budget, in tokens trained on; rounded down to whole steps."""
+    tokens: Tokens = 2_000_000
+    """Budget, in tokens trained on (250M, 1B); rounded down to whole steps."""
+    packing: Literal["concat", "bestfit"] = "concat"
+    """concat: windows as the text comes, documents cut at their ends. bestfit: documents whole wherever they fit."""
+    match_repetition: bool = False
+    """Read of each source only as much as repeats as often as in the mixture's target_tokens: for small proxy runs."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products; weights and optimiser state stay in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -63,6 +68,8 @@ class TrainConfig:
     """Steps between validations; the last step always has one. 0: only the last."""
     validate_tokens: int = 50_000
     """Validation reads whole documents of each source's valid split until it has this many tokens. 0: no validation."""
+    check_shards: bool = True
+    """First compare the sha256 of all shards that the run will read: about a second per gigabyte and core."""
     model: ModelSection = field(default_factory=ModelSection)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -99,7 +106,8 @@ class TrainConfig:
         return Path(self.output)
 
 
-_PLACES = ("mixture", "data", "output", "tokenizer")  # pinned by content: the plan's hash and the tokenizer's
+# Pinned by content (the plan's hash and the tokenizer's), or of no effect on the result.
+_DECIDES_NOTHING = ("mixture", "data", "output", "tokenizer", "check_shards")
 
 
 def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
@@ -117,6 +125,6 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, dict):
             result |= {f"{key}.{inner}": item for inner, item in value.items()}
-        elif key not in _PLACES:
+        elif key not in _DECIDES_NOTHING:
             result[key] = value
     return result

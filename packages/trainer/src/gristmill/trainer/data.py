@@ -1,13 +1,11 @@
 """From published shards to tensors: the training order, the held-out documents, and how many bytes a document has.
 
-One idea: a segment starts at the EOS before a document, not at its first token. So EOS doubles as the beginning of
-text, every position of a window has a target of its own document, and no token looks into another document.
 B sequences, S positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,19 +14,27 @@ import torch
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import sha256_file
-from gristmill.shards import mixture, reader
-from gristmill.shards.loader import Batch, Batches
+from gristmill.base.progress import Progress
+from gristmill.shards import mixture, reader, resolve
+from gristmill.shards.loader import Batch
 from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset
 from gristmill.trainer.config import TrainConfig
 
 
 class Example(NamedTuple):
-    """inputs and targets int64; starts bool, true where a segment begins among the inputs."""
+    """inputs and targets int64; starts bool, true where a segment begins among the inputs; learnt bool, true where the
+    target counts (None: everywhere)."""
 
     inputs_BS: torch.Tensor
     targets_BS: torch.Tensor
     starts_BS: torch.Tensor
+    learnt_BS: torch.Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> Example:
+        some = slice(start, stop)
+        learnt_BS = None if self.learnt_BS is None else self.learnt_BS[some]
+        return Example(self.inputs_BS[some], self.targets_BS[some], self.starts_BS[some], learnt_BS)
 
 
 class Document(NamedTuple):
@@ -49,13 +55,26 @@ class TrainingData(NamedTuple):
 def open_training(config: TrainConfig) -> TrainingData:
     """The dataset, the training order for the whole budget, and the tokenizer's file if there is one.
 
+    What the order reads of a dataset elsewhere is fetched now, before anything starts.
+
     Raises:
         UsageError: no such mixture, or one that the dataset cannot fill.
-        DataError: shards that are not what their manifest says.
+        DataError: shards that are missing, or not what their manifest says.
     """
     dataset = reader.open_dataset(config.data)
     chosen = mixture.load_mixture(config.mixture, search=[dataset.root / "mixtures"])
-    plan = mixture.plan(chosen, dataset, config.batch.sequence, config.seed, config.steps * config.batch.tokens)
+    plan = resolve.plan(
+        chosen,
+        dataset,
+        config.batch.sequence,
+        config.seed,
+        config.steps * config.batch.tokens,
+        pack=config.packing,
+        match_repetition=config.match_repetition,
+        align=config.batch.tokens,
+    )
+    with Progress("check shards", total=0, unit="files") as progress:
+        dataset.require(plan.touched(), progress.of, config.check_shards)
     return TrainingData(dataset, plan, find_tokenizer(config.tokenizer, dataset))
 
 
@@ -78,21 +97,14 @@ def find_tokenizer(given: str, dataset: Dataset) -> Path | None:
     return path
 
 
-def examples(
-    data: TrainingData, sequences: int, next_sequence: int, device: torch.device
-) -> Generator[Example, None, None]:
-    """The plan's batches of `sequences` windows, from window `next_sequence` on."""
-    for batch in Batches(data.plan, data.dataset, sequences, next_sequence):
-        yield to_example(batch, device)
-
-
 def to_example(batch: Batch, device: torch.device) -> Example:
     """A loader's batch as tensors; tokens travel in the shards' narrow type and widen on the device."""
     tokens_BS = torch.from_numpy(batch.tokens_BS).to(device).long()
     starts_BS = torch.zeros(tokens_BS.shape[0], tokens_BS.shape[1] - 1, dtype=torch.bool)
-    # A document that starts at column c is the target at position c - 1, where the input is the EOS before it.
-    starts_BS[torch.from_numpy(batch.start_row), torch.from_numpy(batch.start_column) - 1] = True
-    return Example(tokens_BS[:, :-1], tokens_BS[:, 1:], starts_BS.to(device))
+    row, column = (torch.from_numpy(part) for part in batch.segments)
+    starts_BS[row, column] = True
+    learnt_BS = None if batch.learnt_BS is None else torch.from_numpy(batch.learnt_BS).to(device)
+    return Example(tokens_BS[:, :-1], tokens_BS[:, 1:], starts_BS.to(device), learnt_BS)
 
 
 def held_out(

@@ -6,6 +6,7 @@ One idea: a run's whole state is its newest checkpoint. Whatever ends a run, the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import shutil
@@ -24,10 +25,11 @@ from gristmill.base.config import from_mapping, to_mapping
 from gristmill.base.errors import DataError, GristmillError, UsageError
 from gristmill.base.files import read_json, write_json
 from gristmill.base.progress import Progress
+from gristmill.shards.loader import Batches
 from gristmill.trainer import checkpoint, evaluate
 from gristmill.trainer.checkpoint import Position
 from gristmill.trainer.config import TrainConfig, differences
-from gristmill.trainer.data import Document, TrainingData, examples, held_out, open_training
+from gristmill.trainer.data import Document, TrainingData, held_out, open_training, to_example
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, resolve
 from gristmill.trainer.model.transformer import Transformer
@@ -109,11 +111,13 @@ def _existing(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
         raise UsageError(
             f"{config.folder}: holds a run with {'; '.join(changed)}. Give another --output, or the same values"
         )
-    if existing["plan"] != data.plan.sha:
-        raise DataError(
-            f"{config.folder}: began on other data (plan {existing['plan'][:12]}, now {data.plan.sha[:12]}); "
-            "give the same --data and --mixture, or another --output"
-        )
+    newest = checkpoint.latest(config.folder)
+    try:
+        if newest:  # else it starts anew
+            at = checkpoint.position(newest)
+            data.plan.require_identity(at.next_sequence, at.plan)
+    except DataError as error:
+        raise DataError(f"{config.folder}: {error}, with another --output") from None
     return existing
 
 
@@ -158,7 +162,8 @@ def _run_steps(run: _Run, stopped: list[int]) -> None:
     config, first = run.config, run.position
     device = run.model.embedding_VD.device
     events = EventLog(run.folder / "events.jsonl", first.step if first.step else -1)
-    source = examples(run.data, config.batch.sequences, first.next_sequence, device)
+    batches = Batches(run.data.plan, run.data.dataset, config.batch.tokens, first.next_sequence)
+    source = iter(batches)
     started = time.perf_counter()
     with (
         contextlib.closing(events),
@@ -167,17 +172,18 @@ def _run_steps(run: _Run, stopped: list[int]) -> None:
     ):
         for step in range(first.step + 1, config.steps + 1):
             before = time.perf_counter()
-            example = next(source)
+            example = to_example(next(source), device)
+            micro = max(config.batch.micro * config.batch.sequence // example.inputs_BS.shape[1], 1)
             rate = learning_rate(config.optimizer, step, config.steps)
-            result = train_step(run.model, run.optimizer, example, config.batch.micro, rate, config.optimizer.clip)
+            result = train_step(run.model, run.optimizer, example, micro, rate, config.optimizer.clip)
             now = time.perf_counter()
             if not (math.isfinite(result.nll) and math.isfinite(result.grad_norm)):
                 raise GristmillError(_diverged(run, step, result))
             run.position = Position(
-                step,
-                first.next_sequence + (step - first.step) * config.batch.sequences,
-                step * config.batch.tokens,
-                first.seconds + now - started,
+                step=step,
+                next_sequence=batches.next_sequence,
+                tokens=step * config.batch.tokens,
+                seconds=first.seconds + now - started,
             )
             _log_step(events, run.position, result, rate, config.batch.tokens / (now - before))
             is_last = step == config.steps
@@ -198,7 +204,8 @@ def _due(step: int, every: int) -> bool:
 def _save(run: _Run, events: EventLog, seconds: float) -> None:
     """The event first, then the checkpoint: a crash between the two leaves an event that the next resume cuts off."""
     position = run.position
-    run.position = Position(position.step, position.next_sequence, position.tokens, seconds)
+    identity = run.data.plan.identity(position.next_sequence)
+    run.position = dataclasses.replace(position, seconds=seconds, plan=identity)
     events.write("checkpoint", position.step, path=f"checkpoints/step-{position.step:08d}")
     events.sync()
     checkpoint.save(run.folder, run.position, run.model, run.optimizer, run.config.keep_checkpoints)
@@ -242,7 +249,7 @@ def _record(config: TrainConfig, data: TrainingData, model: ModelConfig, device:
         "status": "running",
         "config": to_mapping(config),
         "model": to_mapping(model),
-        "plan": plan.sha,
+        "plan": plan.record(),
         "data": {"content_id": manifest.content_id, "mixture": plan.mixture, "sources": plan.summary()},
         "tokenizer": {name: getattr(tokenizer, name) for name in ("name", "sha256", "vocab_size", "eos_id")},
         "parameters": model.parameters,

@@ -1,6 +1,7 @@
 """One optimiser step: micro-batches accumulate to exactly the whole batch's gradient, and the numbers to log come back.
 
-Each micro-batch's loss is a mean; weighted by its share of the rows, the sum is the mean over the batch.
+Each micro-batch's losses are means; weighted by its share of the learnt tokens (the routers' losses: of the rows), the
+sums are the means over the batch.
 B sequences, S positions, L layers, E experts.
 """
 
@@ -58,14 +59,16 @@ class Accumulated(NamedTuple):
 def accumulate(model: Transformer, example: Example, micro: int) -> Accumulated:
     """Add the batch's gradients into .grad, `micro` rows at a time; answers detached means over the batch."""
     rows = len(example.inputs_BS)
+    learnt_tokens = example.targets_BS.numel() if example.learnt_BS is None else example.learnt_BS.sum().clamp(min=1)
     total: Accumulated | None = None
     for start in range(0, rows, micro):
-        inputs_BS, targets_BS, starts_BS = (tensor[start : start + micro] for tensor in example)
-        share = len(inputs_BS) / rows
-        loss = model.loss(inputs_BS, targets_BS, from_starts(starts_BS))
-        (loss.total * share).backward()
+        some = example.rows(start, start + micro)
+        share = len(some.inputs_BS) / rows
+        learnt = share if some.learnt_BS is None else some.learnt_BS.sum() / learnt_tokens
+        loss = model.loss(some.inputs_BS, some.targets_BS, from_starts(some.starts_BS), some.learnt_BS)
+        (loss.nll * learnt + loss.auxiliary * share).backward()
         part = Accumulated(
-            nll=loss.nll,
+            nll=loss.nll.detach() * (learnt / share),
             load_LE=torch.stack([report.load_E for report in loss.routers]),
             entropy_L=torch.stack([report.entropy for report in loss.routers]),
             balance=torch.stack([report.balance.detach() for report in loss.routers]).mean(),

@@ -53,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_x_TD[rows] = scaled_CV @ cast_VD
             grad_weight_VD += scaled_CV.t() @ x_TD[rows]
         ctx.save_for_backward(grad_x_TD, grad_weight_VD.to(weight_VD.dtype))
-        return total / T
+        return total / max(T, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:

@@ -23,10 +23,10 @@ from gristmill.trainer.model.precision import Precision
 
 
 class Loss(NamedTuple):
-    """total is what to differentiate; nll is the mean over tokens in nats, the number to look at."""
+    """What to differentiate: nll, the mean over learnt tokens in nats, and auxiliary, the routers' losses."""
 
-    total: torch.Tensor
     nll: torch.Tensor
+    auxiliary: torch.Tensor
     routers: list[RouterReport]  # one per layer
 
 
@@ -89,14 +89,24 @@ class Transformer(nn.Module):
             reports.append(report)
         return self.norm(x_BSD), reports
 
-    def loss(self, tokens_BS: torch.Tensor, targets_BS: torch.Tensor, segments: Segments | None = None) -> Loss:
-        """Every term is a mean over tokens or sequences, so a micro-batch's total accumulates by its share of rows."""
+    def loss(
+        self,
+        tokens_BS: torch.Tensor,
+        targets_BS: torch.Tensor,
+        segments: Segments | None = None,
+        learnt_BS: torch.Tensor | None = None,
+    ) -> Loss:
+        """nll is a mean over learnt tokens, auxiliary over all: micro-batches accumulate by their shares of each."""
         x_BSD, reports = self(tokens_BS, segments)
-        nll = head.cross_entropy(x_BSD.flatten(0, 1), self.output_VD, targets_BS.flatten())
-        total = nll
+        x_TD, targets_T = x_BSD.flatten(0, 1), targets_BS.flatten()
+        if learnt_BS is not None:
+            learnt_T = learnt_BS.flatten()
+            x_TD, targets_T = x_TD[learnt_T], targets_T[learnt_T]
+        nll = head.cross_entropy(x_TD, self.output_VD, targets_T)
+        auxiliary = torch.zeros_like(nll)
         for report in reports:  # a sum over layers: a layer's balance does not fade as depth grows
-            total = total + self.config.aux_loss * report.balance + self.config.z_loss * report.z
-        return Loss(total, nll.detach(), reports)
+            auxiliary = auxiliary + self.config.aux_loss * report.balance + self.config.z_loss * report.z
+        return Loss(nll, auxiliary, reports)
 
     @torch.no_grad()
     def token_nll(
