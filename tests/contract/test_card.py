@@ -57,7 +57,6 @@ def test_datasets_finds_the_metadata_of_all_sources_and_of_each(tmp_path: Path) 
     sizes = {"a": 60, "b-2.x": 40}
     for name, count in sizes.items():
         write(root, name, count)
-    write(root, "empty", 0)
     write_manifest(root)
     found = load(root, tmp_path / "cache", "", *sizes)
     assert found[""] == ["default", "a", "b-2.x"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from gristmill.shards.writer import SourceSpec, write_manifest, write_source
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 (READER,) = [block for block in BLOCKS if "class Split" in block]
-(BY_HAND,) = [block for block in BLOCKS if "/data/web/sources" in block]
+(BY_HAND,) = [block for block in BLOCKS if "class Split" not in block and "np.memmap" in block]
 DUMP = """
 import sys
 split = Split(*sys.argv[1:])
@@ -94,16 +95,17 @@ def test_it_reads_two_bytes_per_token(narrow: Path) -> None:
     assert sorted(found) == [[1, 65_535, 2, 65_535], [3, 65_535]]
 
 
-@pytest.mark.parametrize("kind", ["tokens", "ends", "manifest.json", "path"])
+@pytest.mark.parametrize("kind", ["tokens", "ends", "manifest", "path"])
 def test_it_refuses_what_was_altered(root: Path, tmp_path: Path, kind: str) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
-    path = copy / "sources/plain" / kind
+    listed = files.read_json(copy / "manifest.json")["sources"]["plain"]["path"]
+    path = copy / (listed if kind == "manifest" else f"sources/plain/{kind}")
     if kind == "path":
         value = files.read_json(copy / "manifest.json")
         value["sources"]["plain"]["path"] = "../outside.json"
         value["content_id"] = files.fingerprint({k: v for k, v in value.items() if k != "content_id"})
         files.write_json(copy / "manifest.json", value)
-        (tmp_path / "outside.json").write_bytes((copy / "sources/plain/manifest.json").read_bytes())
+        (tmp_path / "outside.json").write_bytes((copy / listed).read_bytes())
     else:
         victim = path if path.is_file() else sorted(path.rglob("00001-*"))[0]
         data = bytearray(victim.read_bytes())
@@ -114,7 +116,7 @@ def test_it_refuses_what_was_altered(root: Path, tmp_path: Path, kind: str) -> N
 
 @pytest.mark.parametrize("source", ["plain", "chat"])
 def test_one_shard_by_hand(root: Path, source: str) -> None:
-    code = BY_HAND.replace('"/data/web/sources/wiki"', repr(str(root / "sources" / source)))
+    code = BY_HAND.replace('"/data/web"', repr(str(root))).replace('"wiki"', repr(source))
     assert code != BY_HAND
     split = open_dataset(root).sources[source].split("train")
     lines = run(code).splitlines()
@@ -129,9 +131,10 @@ def test_one_shard_by_hand(root: Path, source: str) -> None:
     "model", ["DatasetManifest", "SourceManifest", "ShardEntry", "TokenizerInfo", "OrderInfo", "FileEntry"]
 )
 def test_every_field_is_told(model: str) -> None:
-    fields = set(getattr(manifests, model).model_fields)
+    kind = getattr(manifests, model)
+    fields = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else kind.model_fields
     told = set(re.findall(r"`(\w+)`", DOCUMENT.partition("## Manifests")[2].partition("### Content ids")[0]))
-    assert fields <= told
+    assert set(fields) <= told
 
 
 def test_metadata_columns_are_told(root: Path) -> None:
@@ -146,3 +149,46 @@ def test_metadata_columns_are_told(root: Path) -> None:
     }
     found = {name: str(kind).replace("float", "float32") for name, kind in zip(schema.names, schema.types)}
     assert {name: told.get(name) for name in found} == found
+
+
+def test_the_layout_is_what_is_written(root: Path) -> None:
+    """Each file has a form that the page draws, and each form that is not optional is there."""
+    drawn = re.findall(r"^(\S+) +(.*)$", DOCUMENT.partition("```\n")[2].partition("```")[0], re.MULTILINE)
+    assert len(drawn) == 10
+    forms = {path: re.escape(re.sub(r"-[0-9a-f]{8}\.", "-HASH.", path)) for path, _about in drawn}
+    parts = {
+        r"\.\.\.": ".+",
+        "SOURCE": r"\w+",
+        "NAME": r"\w+",
+        "HASH": "[0-9a-f]{8}",
+        "00000": r"\d{5}",
+        "u16": "u(16|32)",
+    }
+    for part, pattern in parts.items():
+        forms = {path: form.replace(part, pattern) for path, form in forms.items()}
+    present = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    present -= {f"sources/{source}/manifest.json" for source in ("plain", "long", "chat")}  # the writer's own
+    assert [path for path in present if not any(re.fullmatch(form, path) for form in forms.values())] == []
+    for path, about in drawn:
+        assert "(optional)" in about or any(re.fullmatch(forms[path], there) for there in present), path
+
+
+def test_row_lengths_are_told(root: Path) -> None:
+    shard = open_dataset(root).sources["plain"].manifest.train[0]
+    (row,) = re.findall(r"^\| `packed`.*$", DOCUMENT, re.MULTILINE)
+    assert [number.replace(",", "") for number in re.findall(r"\d[\d,]+\d", row)] == list(shard.packed)
+
+
+@pytest.mark.parametrize("source", ["", "plain", "long"])
+def test_content_ids_are_as_told(root: Path, source: str) -> None:
+    """The page's own line of Python, on what stands in the file."""
+    (line,) = re.findall(r"^json\.dumps\(manifest, .*\)$", DOCUMENT, re.MULTILINE)
+    path = root / "manifest.json"
+    if source:
+        path = root / files.read_json(path)["sources"][source]["path"]
+    code = f"""
+import hashlib, json, sys
+manifest = json.loads(open(sys.argv[1], encoding="utf-8").read())
+assert manifest.pop("content_id") == hashlib.sha256({line}.encode()).hexdigest()
+"""
+    run(code, path)

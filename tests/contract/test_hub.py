@@ -116,8 +116,9 @@ def newer(published: Path, tmp_path: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files but the locks."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    """All files but the locks and what the writer keeps for itself."""
+    every = set(folder.rglob("*")) - set(folder.glob("sources/*/manifest.json"))
+    paths = (path for path in sorted(every) if path.is_file() and path.name != ".lock")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -164,7 +165,7 @@ def test_push_and_pull_keep_every_byte_and_the_manifest_is_committed_last(
     done = client(SHARDS, "push", published, URI)
     assert (done.returncode, done.stdout) == (0, URI + "\n")
     _initial, *commits = hub.repositories[NAME].commits
-    mutable = {path for path in tree(published) if path.endswith((".json", ".toml", ".md"))}
+    mutable = {"manifest.json", "README.md", "mixtures/all.toml"}
     assert [set(commit.changed) & mutable for commit in commits] == [set(), mutable]
     assert sorted(path for commit in commits for path in commit.changed) == list(tree(published))
     assert len(hub.objects) == len(hub.seen("PUT /store")) > 10
@@ -186,20 +187,32 @@ def test_push_and_pull_keep_every_byte_and_the_manifest_is_committed_last(
 def test_a_new_version_sends_what_differs_and_the_old_one_can_be_pulled(
     hub: Hub, client: Client, published: Path, newer: Path, tmp_path: Path
 ) -> None:
-    strange = {"figures/a.png": b"\0png", "sources/notes.md": b"mine"}
+    strange = {
+        "figures/a.png": b"\0png",
+        "sources/notes.md": b"mine",
+        "mixtures/mine.toml": b"",
+        "sources/x/tokens/0": b"",
+    }
     old = hub.put(NAME, tree(published) | strange)
     back = tmp_path / "back"
     assert client(SHARDS, "push", newer, URI).returncode == 0
     assert len(hub.seen("PUT /store")) == 6  # tokens, ends and metadata of sources b and c
     added, published_commit = hub.repositories[NAME].commits[-2:]
-    assert (len(added.changed), added.deleted) == (6, ())
+    assert (len(added.changed), added.deleted) == (8, ())  # these and their manifests
     gone = {path for path in tree(published) if path not in tree(newer)}
-    assert set(published_commit.deleted) == gone and len(gone) == 4  # b's three and the mixture
+    assert set(published_commit.deleted) == gone and len(gone) == 5  # b's three, its manifest, and the mixture
     assert set(published_commit.files) == {*tree(newer), *strange, ".gitattributes"}
     assert client(SHARDS, "pull", URI, back).returncode == 0
     assert tree(back) == tree(newer)
-    assert client(SHARDS, "pull", f"{URI}@{old}", back).returncode == 0
+    # The way back would end source c.
+    mend = "has c, which the new version lacks; .* or give --replace"
+    one_line(client(SHARDS, "pull", f"{URI}@{old}", back), 2, f"{back}: .*{mend}")
+    one_line(client(SHARDS, "push", published, URI), 2, f"{URI}: .*{mend}")
+    assert tree(back) == tree(newer) and hub.repositories[NAME].commits[-1] == published_commit
+    assert client(SHARDS, "pull", f"{URI}@{old}", back, "--replace").returncode == 0
     assert tree(back) == tree(published)
+    assert client(SHARDS, "push", published, URI, "--replace").returncode == 0
+    assert set(hub.repositories[NAME].commits[-1].files) == {*tree(published), *strange, ".gitattributes"}
 
 
 def test_a_reader_sees_the_old_version_or_the_new_one_at_every_commit(
@@ -214,7 +227,7 @@ def test_a_reader_sees_the_old_version_or_the_new_one_at_every_commit(
     before = len(hub.repositories[NAME].commits)
     assert client(SMALL + SHARDS, "push", newer, URI).returncode == 0
     commits = hub.repositories[NAME].commits[before:]
-    assert [(len(commit.changed) > 0, len(commit.deleted)) for commit in commits] == [(True, 0)] * 3 + [(False, 4)]
+    assert [(len(commit.changed) > 0, len(commit.deleted)) for commit in commits] == [(True, 0)] * 3 + [(False, 5)]
     old, new = tree(published), tree(newer)
     for commit in commits:
         assert client(SHARDS, "pull", f"{URI}@{commit.sha}", tmp_path / "at").returncode == 0
@@ -226,7 +239,7 @@ def test_a_reader_sees_the_old_version_or_the_new_one_at_every_commit(
 def test_who_else_commits_meanwhile_is_not_overrun(hub: Hub, client: Client, published: Path, newer: Path) -> None:
     """Another publisher's last commit, which removes our new shards as strangers, just before our own last commit."""
     hub.put(NAME, tree(published))
-    ours = tuple(path for path in tree(newer) if path not in tree(published) and not path.endswith(".json"))
+    ours = tuple(path for path in tree(newer) if path not in tree(published))
     hub.fail("POST .*/commit/", status=409)  # as where another commit is just being made
     hub.meanwhile("POST .*/commit/", lambda: hub.commit(NAME, "another", {}, ours), after=2)
     assert client(SHARDS, "push", newer, URI).returncode == 0
@@ -300,7 +313,7 @@ def test_a_download_that_is_cut_goes_on_where_it_was(hub: Hub, client: Client, t
     hub.put(NAME, tree(folder))
     large = max(hub.objects, key=lambda oid: len(hub.objects[oid]))
     hub.fail(f"GET /store/{large}", "drop download")
-    hub.fail("GET .*/sources/a/manifest.json", "drop download")
+    hub.fail("GET .*/sources/a/manifest-", "drop download")
     assert client(SHARDS, "pull", URI, tmp_path / "back").returncode == 0
     assert [request.start for request in hub.seen(f"GET /store/{large}")] == [0, 10 * 2**20]
     assert hub.faults_left == 0
@@ -324,7 +337,7 @@ def test_what_was_altered_on_the_hub_is_refused_by_name(
     hub: Hub, client: Client, published: Path, tmp_path: Path
 ) -> None:
     hub.put(NAME, tree(published))
-    victim, manifest = first(published, "sources/b/meta/000/*"), "sources/b/manifest.json"
+    victim, manifest = first(published, "sources/b/meta/000/*"), first(published, "sources/b/manifest-*")
     data = (published / victim).read_bytes()
     oid = hashlib.sha256(data).hexdigest()
     hub.objects[oid] = flip(data)
@@ -350,7 +363,7 @@ def test_a_pull_goes_on_at_a_newer_commit_without_what_came_of_the_older(
     shutil.rmtree(older / "sources/a")
     write_manifest(older)
     hub.put(NAME, tree(older))
-    hub.fail("GET .*/sources/b/manifest.json", status=403)
+    hub.fail("GET .*/sources/b/manifest-", status=403)
     one_line(client(SHARDS, "pull", URI, tmp_path / "back"), 1, "403")
     hub.put(NAME, tree(published))
     hub.fail("HEAD .*/manifest.json", status=500)
@@ -433,11 +446,11 @@ def test_a_dataset_on_the_hub_opens_through_the_cache(
     sha = hub.put(NAME, tree(published))
     shards = open_dataset(published).sources["a"].split("train").shards
     done = client(OPEN, URI, 0)
-    assert done.stdout == f"{shards[0].token_count}\n" and "fetching 2 files" in done.stderr
+    assert done.stdout == f"{shards[0].token_count}\n" and "fetching sources/a/tokens/000/00000-" in done.stderr
     cached = tmp_path / f"cache/datasets/org--name/versions/{sha}"
     here = tree(cached)
     assert json.loads(here.pop("origin.json")) == {"uri": f"{URI}@{sha}"}
-    assert here.items() < tree(published).items() and len(hub.seen("GET /store/")) == 2
+    assert here.items() < tree(published).items() and len(hub.seen("GET /store/")) == 1
     hub.requests.clear()
     assert client(OPEN, URI, 0).returncode == 0
     assert [str(request) for request in hub.seen("/datasets/")] == [f"GET /api/datasets/{NAME}"]
@@ -446,7 +459,7 @@ def test_a_dataset_on_the_hub_opens_through_the_cache(
     for known in (f"{URI}@{sha}", cached):
         assert client(OPEN, known, 0, HF_ENDPOINT=NOWHERE).stdout == done.stdout
     assert client(OPEN, f"{URI}@{sha}", 0, 1).stdout == f"{shards[0].token_count} {shards[1].token_count}\n"
-    assert not hub.seen("/api/datasets/") and len(hub.seen("GET /store/")) == 2
+    assert not hub.seen("/api/datasets/") and len(hub.seen("GET /store/")) == 1
     # A new version has its own folder, and links what has not changed.
     new = hub.put(NAME, {"README.md": b"# Another card\n"})
     hub.requests.clear()
@@ -500,7 +513,7 @@ def test_a_partial_pull_needs_no_network_for_what_it_brought(
     assert done.returncode == 0 and not done.stderr and not hub.requests
     one_line(client(OPEN, back, 0, 2, HF_ENDPOINT=NOWHERE), 1, "00002-.*not fetched yet, and now .*refused")
     assert client(OPEN, back, 0, 2).returncode == 0
-    assert len(hub.seen("GET /store/")) == 2 and not hub.seen("/api/datasets/")
+    assert len(hub.seen("GET /store/")) == 1 and not hub.seen("/api/datasets/")
     assert client(SHARDS, "pull", URI, back).returncode == 0
     assert tree(back) == tree(published)
     assert gets + len(hub.seen("GET /store/")) == len(hub.objects)
@@ -523,4 +536,4 @@ def test_two_processes_that_pull_into_one_folder_download_each_file_once(
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: client(OPEN, URI, 0, 1), range(2)))
     assert [one.returncode for one in done] == [0, 0] and done[0].stdout == done[1].stdout
-    assert len(hub.seen("GET /store/")) == 4
+    assert len(hub.seen("GET /store/")) == 2

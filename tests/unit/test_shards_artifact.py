@@ -152,6 +152,7 @@ def test_a_restart_leaves_finished_shards_alone_and_removes_strangers(copy: Path
     stranger = copy / "sources/docs/tokens/000/00099.u16"
     stranger.write_bytes(b"old")
     write_source(copy, spec(), [table(list(TEXTS))], **SIZES)
+    write_manifest(copy)
     after = {p: p.stat().st_ino for p in before}
     assert {p for p in before if before[p] != after[p]} <= {second}
     assert not stranger.exists()
@@ -200,9 +201,13 @@ def test_ends_that_belong_to_other_tokens_are_refused(copy: Path) -> None:
         open_split(copy).ends(0)
 
 
+def source_manifest(root: Path) -> Path:
+    return root / json.loads((root / "manifest.json").read_text())["sources"]["docs"]["path"]
+
+
 def edit_source(root: Path, change) -> None:
     """Change the source manifest and make every hash above it right again, as an attacker would."""
-    path = root / "sources/docs/manifest.json"
+    path = source_manifest(root)
     value = json.loads(path.read_text())
     change(value)
     value["content_id"] = files.fingerprint({k: v for k, v in value.items() if k != "content_id"})
@@ -228,10 +233,11 @@ def test_unknown_versions_wrong_dtypes_and_edits_are_refused(copy: Path) -> None
     edit_source(copy, lambda value: value.update(format="gristmill.source/1", dtype="u32"))
     with pytest.raises(DataError, match="dtype u32 is wrong"):
         open_dataset(copy)
-    for name in ("manifest.json", "sources/docs/manifest.json"):
-        (copy / name).write_bytes(whole[name])
-    (copy / "sources/docs/manifest.json").write_bytes(whole["sources/docs/manifest.json"].replace(b"PSF", b"MIT"))
-    with pytest.raises(DataError, match=r"sources/docs/manifest\.json: sha256"):
+    name = source_manifest(copy).relative_to(copy).as_posix()
+    for path in ("manifest.json", name):
+        (copy / path).write_bytes(whole[path])
+    (copy / name).write_bytes(whole[name].replace(b"PSF", b"MIT"))
+    with pytest.raises(DataError, match=r"sources/docs/manifest-[0-9a-f]{8}\.json: sha256"):
         open_dataset(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(DataError, match="not a dataset"):
@@ -269,17 +275,20 @@ def test_optional_columns_may_be_absent_and_documents_empty(tmp_path: Path) -> N
     assert meta["tokens"].to_pylist() == np.diff(open_split(tmp_path).ends(0), prepend=0).tolist()
 
 
-def test_a_source_without_documents_has_no_shards(tmp_path: Path) -> None:
-    assert write_source(tmp_path, spec(), []).train == []
-    write_manifest(tmp_path)
-    assert open_split(tmp_path).token_count == 0
+def test_a_source_without_documents_is_refused_and_leaves_what_stood(copy: Path) -> None:
+    before = tree(copy)
+    with pytest.raises(DataError, match="source docs: the input holds no document"):
+        write_source(copy, spec(), [])
+    assert tree(copy) == before
 
 
 def test_sources_of_two_tokenizers_are_no_dataset(tmp_path: Path) -> None:
     write_source(tmp_path, spec("a"), [table(list(TEXTS)[:2])])
-    write_source(tmp_path, spec("b", WIDE), [table(list(TEXTS)[:2])])
+    write_manifest(tmp_path)
+    before = tree(tmp_path)
     with pytest.raises(DataError, match="source b was tokenised with wide"):
-        write_manifest(tmp_path)
+        write_source(tmp_path, spec("b", WIDE), [table(list(TEXTS)[:2])])
+    assert tree(tmp_path) == before
 
 
 def test_a_spec_that_cannot_be_a_source_is_refused() -> None:

@@ -19,11 +19,14 @@ from gristmill.base import cli as base_cli
 from gristmill.base import files
 from gristmill.base.errors import DataError, GristmillError, UsageError
 from gristmill.shards import cli, transfer
+from gristmill.shards.importers.command import import_
 from gristmill.shards.manifest import TokenizerInfo
+from gristmill.shards.mixture import load_mixture
 from gristmill.shards.reader import Dataset, open_dataset
 from gristmill.shards.remote import places
 from gristmill.shards.remote.folder import FolderStore
 from gristmill.shards.remote.object_store import ObjectStore
+from gristmill.shards.resolve import plan
 from gristmill.shards.writer import SourceSpec, write_manifest, write_source
 
 MIXTURE = '[mixture]\nname = "all"\n[mixture.weights]\n"*" = 1\n'
@@ -92,8 +95,9 @@ def bucket(tmp_path: Path) -> Iterator[str]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files but the lock."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    """All files but the lock and what the writer keeps for itself."""
+    every = set(folder.rglob("*")) - set(folder.glob("sources/*/manifest.json"))
+    paths = (path for path in sorted(every) if path.is_file() and path.name != ".lock")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -109,8 +113,8 @@ def flip(path: Path) -> bytes:
 
 
 def run(*arguments: str) -> int:
-    functions = (cli.inspect, cli.verify, cli.push, cli.pull, cli.explain)
-    commands = {f.__name__: base_cli.typed(f, f"shards {f.__name__}") for f in functions}
+    functions = (cli.inspect, cli.verify, cli.plan, cli.push, cli.pull, cli.explain, import_)
+    commands = {f.__name__.rstrip("_"): base_cli.typed(f, f"shards {f.__name__}") for f in functions}
     return base_cli.run("shards", commands, "about", list(arguments))
 
 
@@ -158,7 +162,7 @@ def test_push_sends_only_what_differs(published: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     transfer.push(published, there)
     inodes = {path: path.stat().st_ino for path in there.rglob("*") if path.is_file()}
-    damaged = [first(there, "sources/a/tokens/000/*"), there / "sources/b/manifest.json"]
+    damaged = [first(there, "sources/a/tokens/000/*"), first(there, "sources/b/manifest-*")]
     for path in damaged:
         path.write_bytes(b"damage")
     transfer.push(published, there)
@@ -230,9 +234,174 @@ def test_a_pull_over_another_version_leaves_the_old_one_until_the_new_one_stands
     assert tree(back) == tree(newer)
 
 
+def test_nothing_goes_but_what_the_version_before_listed_and_what_cut_transfers_left(
+    published: Path, newer: Path, tmp_path: Path
+) -> None:
+    own = {
+        "sources/own/manifest.json": b"{}",
+        "sources/own/tokens/000/00000-01234567.u16": b"12",
+        "sources/b/notes.md": b"mine",
+        "mixtures/own.toml": b"[mixture]",
+        "manifest.txt": b"mine",
+        "figures/tokens/a.png": b"mine",
+    }
+    left = ("sources/b/tokens/000/00000-00000000.u16", "sources/b/valid/meta/000/x.parquet", "sources/b/manifest.json")
+    left += ("sources/b/manifest-00000000.json", "sources/b/tokens/000/.00000-00000000.u16.tmp-1-2")
+    there = tmp_path / "there"
+    for move in (transfer.push, transfer.pull):
+        move(published, there)
+        for path in (*own, *left):
+            (there / path).parent.mkdir(parents=True, exist_ok=True)
+            (there / path).write_bytes(own.get(path, b"left"))
+        move(newer, there)
+        everything = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()} - {".lock"}
+        assert everything == {*tree(newer), *own}
+        assert all((there / path).read_bytes() == data for path, data in own.items())
+        shutil.rmtree(there)
+
+
+def test_sources_that_the_new_version_lacks_are_not_deleted_unasked(
+    published: Path, newer: Path, tmp_path: Path, tokenizer: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_source(newer, SourceSpec("c", info(tokenizer)), [documents(tokenizer, NAMES[50:55])])
+    write_source(newer, SourceSpec("d", info(tokenizer)), [documents(tokenizer, NAMES[55:60])])
+    write_manifest(newer)
+    for target in (bucket, str(tmp_path / "there")):
+        transfer.push(newer, target)
+        with pytest.raises(UsageError, match=r"has c, d, which the new version lacks; .* or give --replace"):
+            transfer.push(published, target)
+        assert transfer.pull(target, tmp_path / "copy").sources.keys() == {*"abcd"}
+    there, before = tmp_path / "there", tree(tmp_path / "there")
+    assert run("pull", str(published), str(there)) == 2
+    assert f"{there}: what stands there has c, d" in capsys.readouterr().err
+    assert tree(there) == before and not (there / ".arriving").exists()
+    assert run("pull", str(published), str(there), "--replace") == 0
+    assert tree(there) == tree(published)
+    transfer.push(published, bucket, replace=True)
+    assert sorted(ObjectStore(places.UrlAddress(bucket)).sizes()) == sorted(tree(published))
+    # What is no manifest of ours is nobody's to overwrite.
+    for foreign in ("{}", "not JSON"):
+        (there / "manifest.json").write_text(foreign)
+        for move in (transfer.push, transfer.pull):
+            with pytest.raises(UsageError, match=r"there: its manifest\.json is none that can be read .*--replace"):
+                move(published, there)
+        assert (there / "manifest.json").read_text() == foreign
+    transfer.push(published, there, replace=True)
+    assert tree(there) == tree(published)
+    for move in (transfer.push, transfer.pull):
+        with pytest.raises(UsageError, match="from and to are one folder"):
+            move(published, published.parent / "x/../published")
+
+
+@pytest.mark.parametrize("name", ["README.md", "tokenizer.json", "mixtures/all.toml"])
+def test_a_pull_does_not_overwrite_the_files_of_somebody_else(published: Path, tmp_path: Path, name: str) -> None:
+    back = tmp_path / "project"
+    (back / name).parent.mkdir(parents=True)
+    (back / name).write_text("mine")
+    with pytest.raises(UsageError, match=f"project/{name}: belongs to no dataset.*--replace"):
+        transfer.pull(published, back)
+    assert tree(back) == {name: b"mine"}
+    transfer.pull(published, back, replace=True)
+    assert tree(back) == tree(published)
+    (back / "manifest.json").unlink()
+    transfer.pull(published, back)  # equal files are no hindrance
+    # Nor is what a pull left that was cut short.
+    (back / "manifest.json").unlink()
+    (back / name).write_text("of the version before")
+    files.write_json(back / ".arriving/origin.json", {"uri": "x"})
+    transfer.pull(published, back)
+    assert tree(back) == tree(published)
+
+
+KILLS = """
+import json, os, pathlib, shutil, sys
+import filelock, fsspec, fsspec.implementations.local
+from gristmill.shards import transfer
+from gristmill.shards.reader import open_dataset
+from gristmill.shards.remote.object_store import ObjectStore
+
+unlink = pathlib.Path.unlink
+os.fsync = lambda descriptor: None  # a kill of the process, not of the machine
+fsspec.config.conf["local"] = {"auto_mkdir": True}
+move, old, new, target = sys.argv[1:]
+address = f"local://{target}" if move == "bucket" else target
+kinds = {tuple(s.manifest.content_id for s in open_dataset(root).sources.values()): root for root in (old, new)}
+
+def child(action):
+    pid = os.fork()
+    if not pid:
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def transferred(kill_after):
+    left = kill_after
+    def dying(function):
+        def call(*arguments, **options):
+            nonlocal left
+            answer = function(*arguments, **options)
+            left -= target in str(arguments) and (function is not unlink or ".tmp-" not in str(arguments))
+            if not left:
+                os._exit(9)
+            return answer
+        return call
+    if move == "bucket":
+        ObjectStore.__repr__ = lambda self: target
+        ObjectStore.put, ObjectStore.remove = dying(ObjectStore.put), dying(ObjectStore.remove)
+    else:
+        pathlib.Path.replace, pathlib.Path.unlink = dying(pathlib.Path.replace), dying(pathlib.Path.unlink)
+    transfer.pull(new, pathlib.Path(target)) if move == "pull" else transfer.push(pathlib.Path(new), address)
+
+def opened():
+    os.environ["GRISTMILL_CACHE"] = f"{target}-cache"
+    dataset = open_dataset(address)
+    for name, source in dataset.sources.items():
+        for split in source.splits.values():
+            assert sum(len(split.tokens(i)) for i in range(len(split.shards))) == split.token_count
+    dataset.verify()
+    print(pathlib.Path(kinds[tuple(s.manifest.content_id for s in dataset.sources.values())]).name, flush=True)
+
+for number in range(1, 1000):
+    for folder in (target, f"{target}-cache"):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(old, target)
+    code = child(lambda: transferred(number))
+    assert code in (0, 9) and not child(opened), code
+    if not code:
+        break
+    assert not child(lambda: transferred(0)) and not child(opened)
+"""
+
+
+@pytest.mark.parametrize("move", ["push", "bucket", "pull"])
+def test_a_kill_between_any_two_files_leaves_the_old_version_or_the_new_one(
+    tmp_path: Path, tokenizer: Path, move: str
+) -> None:
+    """Over a version with other documents in b, a mixture that changes, and one that goes. At every moment readers
+    can open it, and what was cut goes on."""
+    published, newer = tmp_path / "published", tmp_path / "newer"
+    for root, number, mixture in ((published, 5, "gone"), (newer, 7, "all")):
+        write_source(root, SourceSpec("a", info(tokenizer)), [documents(tokenizer, NAMES[:3])])
+        write_source(root, SourceSpec("b", info(tokenizer)), [documents(tokenizer, NAMES[3:number])])
+        (root / "mixtures").mkdir()
+        (root / "mixtures/all.toml").write_text(f"# Before {number}\n{MIXTURE}")
+        (root / f"mixtures/{mixture}.toml").write_text(f"# Of {number}: all\n{MIXTURE.replace('all', mixture)}")
+        write_manifest(root, tokenizer=tokenizer)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, move, published, newer, tmp_path / "target"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    *states, last = done.stdout.split()
+    cut, completed = states[::2], states[1::2]
+    assert last == "newer" and set(completed) == {"newer"}
+    assert cut == sorted(cut, reverse=True) and cut[0] == "published" and cut[-1] == "newer"
+    assert len(cut) >= 13  # b's shard, its manifest, the mixture, the card, manifest.json twice, and what goes
+    assert tree(tmp_path / "target") == tree(newer)
+
+
 def forge(root: Path, path: str) -> None:
     """Name another path for a shard file in the manifest of source b, and make every hash above it right again."""
-    source = root / "sources/b/manifest.json"
+    source = first(root, "sources/b/manifest-*")
     value = json.loads(source.read_text())
     value["train"][0]["meta"]["path"] = path
     sign(source, value)
@@ -317,6 +486,11 @@ def test_a_partial_pull_brings_what_training_reads_and_the_rest_on_demand(publis
     assert not (back / "sources/a" / a[1].meta.path).exists()
     assert split.meta(1).equals(whole.sources["a"].split("train").meta(1))
     assert tokens_of(dataset) == tokens_of(whole)
+    # From what is partial not everything can be had.
+    with pytest.raises(
+        DataError, match=rf"back: has no .* partial dataset; pull from {published.as_uri()}, or complete"
+    ):
+        transfer.pull(back, tmp_path / "further")
     # What is cut short is fetched again; a pull of everything makes it a dataset of its own.
     victim = back / "sources/b" / b[1].tokens.path
     victim.write_bytes(victim.read_bytes()[:-2])
@@ -378,7 +552,7 @@ def test_a_url_opens_through_the_cache_and_versions_share_their_files(
     assert np.array_equal(
         old.sources["a"].split("train").tokens(0), open_dataset(published).sources["a"].split("train").tokens(0)
     )
-    assert "fetching 2 files" in capsys.readouterr().err
+    assert "fetching sources/a/tokens/000/00000-" in capsys.readouterr().err
     transfer.push(newer, bucket)
     new = open_dataset(bucket)
     assert new.root != old.root and tokens_of(new) == tokens_of(open_dataset(newer))
@@ -393,13 +567,9 @@ def test_a_url_opens_through_the_cache_and_versions_share_their_files(
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert places.parse("hf://datasets/org/name@v1") == places.HubAddress("org/name", "v1")
-    assert places.parse("org/name") == places.HubAddress("org/name")
     assert places.HubAddress("org/name", "v1").commit is None
     assert places.HubAddress("org/name", "0a" * 20).commit == "0a" * 20
-    (tmp_path / "org").mkdir()
-    assert places.parse("org/name") == Path("org/name")
-    assert places.parse("./org/name") == Path("./org/name")
-    assert places.parse("file:///a%20b") == Path("/a b")
+    assert places.parse("file:///a%20b") == places.parse("file://localhost/a%20b") == Path("/a b")
     assert places.parse("s3://bucket/x/") == places.UrlAddress("s3://bucket/x")
     for wrong in (
         "hf://org/name",
@@ -408,10 +578,18 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "hf://datasets/../../x",
         "ftp://me:secret@x/y",
         "https://x/y?key=secret",
+        "file://runs/demo/published",
+        "file://",
     ):
         with pytest.raises(UsageError) as error:
             places.parse(wrong)
         assert "secret" not in str(error.value)
+    # A name that could be mistyped is a folder's: nothing goes to the Hub that does not say so.
+    assert places.parse("org/name") == Path("org/name")
+    with pytest.raises(DataError, match="org/name: no such folder; if you mean the Hub, write hf://datasets/org/name"):
+        open_dataset("org/name")
+    with pytest.raises(DataError, match="if you mean the Hub, write hf://datasets/org/name"):
+        transfer.pull("org/name", tmp_path / "x")
 
 
 def test_numbers_of_tokens() -> None:
@@ -470,6 +648,97 @@ def test_pull_of_a_mixture_and_what_is_said_of_a_partial_dataset(
     assert run("push", str(published), "--repo", "no/such/name") == 2
     assert run("pull", published.as_uri(), back) == 0
     assert tree(Path(back)) == tree(published)
+
+
+PHASES = """[mixture]
+name = "phases"
+longest_sequence = 128
+target_tokens = 1_000_000
+on_exhausted = "repeat"
+[mixture.weights]
+"*" = 1
+[[mixture.phase]]
+name = "long"
+from_share = 0.2
+sequence_length = 128
+"""
+
+
+def test_plan_and_pull_take_all_that_decides_what_a_run_reads(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = tmp_path / "phases.toml"
+    mixture.write_text(PHASES)
+    budget = ("--mixture", str(mixture), "--tokens", "100K", "--sequence-length", "32")
+    dataset = open_dataset(published)
+    for more, repetition, align in (
+        ((), False, 1),
+        (("--batch-tokens", "65536"), False, 2**16),
+        (("--match-repetition", "--batch-tokens", "65536"), True, 2**16),
+    ):
+        asked = plan(load_mixture(mixture), dataset, 32, tokens=100_000, match_repetition=repetition, align=align)
+        capsys.readouterr()
+        assert run("plan", str(published), *budget, *more, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["sha256"] == asked.sha
+        back = tmp_path / f"back{align}{repetition}"
+        assert run("pull", str(published), str(back), *budget, *more) == 0
+        expected = {
+            dataset.skeleton.prefix(name) + "/" + dataset.sources[name].split("train").shards[i].tokens.path
+            for name, numbers in asked.touched().items()
+            for i in numbers
+        }
+        assert {path for path in tree(back) if path.endswith(".u16") and "/valid/" not in path} == expected
+    assert run("plan", str(published), *budget, "--batch-tokens", "0") == 2
+    assert run("pull", str(published), str(back), "--batch-tokens", "4K") == 2
+    assert "give that too" in capsys.readouterr().err
+
+
+def test_numbers_and_names_beyond_all_measure_are_refused_in_one_line(
+    published: Path, tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str, code: int = 2) -> str:
+        assert run(*arguments) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    planned = ("plan", str(published), "--mixture", "all", "--sequence-length", "64", "--tokens")
+    for number in ("-1", "62", str(2**63), str(10**30)):
+        assert f"--sequence {number}: the plan has 62, from 0" in said(*planned, "4K", "--sequence", number)
+    assert run(*planned, "4K", "--sequence", "61") == 0
+    capsys.readouterr()
+    for tokens in ("9" * 20, "99999999T", "9" * 5000):
+        with pytest.raises(SystemExit) as ended:
+            run(*planned, tokens)
+        assert ended.value.code == 2 and "more than 2**62 tokens" in " ".join(capsys.readouterr().err.split())
+    chat = tmp_path / "a.jsonl"
+    chat.write_text("{}")
+    given = ("import", str(chat), "--tokenizer", str(tokenizer))
+    for output in (chat, chat / "below"):
+        assert f"--output {output}: {chat} is a file" in said(*given, "--source", "x", "--output", str(output))
+    for name in ("x" * 100, "x\n", "x\ny"):
+        assert "source name 'x" in said(*given, "--output", str(tmp_path / "out"), "--source", name)
+    assert not (tmp_path / "out/sources").exists()
+
+
+def test_what_a_manifest_says_cannot_write_on_the_terminal(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "MIT\x1b]0;title\x07\n\u202eall is well"
+    write_source(
+        tmp_path / "x", SourceSpec("a", info(tokenizer), licence=evil), [documents(tokenizer, NAMES[:20])], ramp=()
+    )
+    (tmp_path / "all.toml").write_text(MIXTURE)
+    write_manifest(tmp_path / "x", [tmp_path / "all.toml"], tokenizer)
+    assert run("inspect", str(tmp_path / "x")) == 0
+    assert run("plan", str(tmp_path / "x"), "--mixture", "all", "--tokens", "4K", "--sequence-length", "64") == 0
+    out = capsys.readouterr().out
+    assert r"MIT\x1b]0;title\x07\n\u202eall" in out and all(char.isprintable() for char in out.replace("\n", ""))
+
+    def fails() -> None:
+        raise DataError(f"x: {evil}")
+
+    assert base_cli.guarded("shards", fails) == 3
+    assert capsys.readouterr().err == "shards: x: MIT\\x1b]0;title\\x07\\n\\u202eall is well\n"
 
 
 def test_explain_leads_back_to_the_document(published: Path, capsys: pytest.CaptureFixture[str]) -> None:

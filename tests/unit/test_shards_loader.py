@@ -1,8 +1,10 @@
 """Batches: the same for any world, prefetch and interruption; segments, packing, loss masks; torch's loader."""
 
 import dataclasses
+import gc
 import hashlib
 import itertools
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +222,40 @@ def test_torch_loads_batches_in_processes_of_its_own(dataset: Dataset) -> None:
         batches.load_state_dict(batches.state_dict() | {"next_sequence": 30})
         loaded = torch_data.DataLoader(batches, batch_size=None, num_workers=workers)
         assert digest(list(loaded)) == digest(expected[3:])
+
+
+def test_with_torch_the_last_batch_says_where_a_run_stands(dataset: Dataset) -> None:
+    """Its processes run ahead and are started afresh; the object here sees neither."""
+    torch_data = pytest.importorskip("torch.utils.data")
+    whole = plan(mixture(), dataset, S, tokens=205 * S)
+    expected = list(Batches(whole, dataset, 10 * S))
+    batches = Batches(whole, dataset, 10 * S)
+    loader = torch_data.DataLoader(batches, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    used = list(itertools.islice(loader, 3))
+    state = batches.state_dict(after=used[-1])
+    assert state["next_sequence"] == 30 and batches.state_dict()["next_sequence"] == 0
+    again = Batches(whole, dataset, 10 * S)
+    again.load_state_dict(state)
+    assert digest(used + list(again)) == digest(expected)
+
+
+def test_many_sources_stay_at_hand(tmp_path: Path) -> None:
+    """What is kept grows with the sources, and goes with the batches."""
+    names = [f"s{i:02d}" for i in range(20)]
+    for name in names:
+        write_source(tmp_path, SourceSpec(name, TOKENIZER), [table(name, 30)], shard_tokens=300, ramp=())
+    write_manifest(tmp_path)
+    many = open_dataset(tmp_path)
+    asked = mixture(weights=dict.fromkeys(names, 1), max_epochs={"default": 99})
+    batches = Batches(plan(asked, many, S, tokens=4000 * S), many, 400 * S, prefetch=0)
+    for _ in batches:
+        pass
+    cached = batches._shard.cache_info()
+    assert cached.maxsize is not None and cached.maxsize >= 16 * len(names) and cached.currsize == cached.misses
+    gone = weakref.ref(batches)
+    del batches
+    gc.collect()
+    assert gone() is None
 
 
 def test_missing_shards_are_named_before_training(dataset: Dataset, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.small_shards import DOCUMENTS, S, mixture, write
+from tests.support.small_shards import DOCUMENTS, TOKENIZER, S, mixture, table, write
 
 from gristmill.base.errors import UsageError
 from gristmill.shards.mixture import Mixture, MixturePhase, load_mixture
@@ -18,6 +18,7 @@ from gristmill.shards.phase import SPREAD, Phase
 from gristmill.shards.plan import Plan, PlannedSource, Windows
 from gristmill.shards.reader import Dataset, open_dataset
 from gristmill.shards.resolve import plan
+from gristmill.shards.writer import SourceSpec, write_manifest, write_source
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,9 @@ def test_a_long_context_phase_finds_its_text_whole(dataset: Dataset) -> None:
     assert got.length_of(0) == (S, boundary[1]) and got.length_of(boundary[1]) == (4 * S, got.sequence_count)
     with pytest.raises(UsageError, match="nothing is left of it"):
         plan(asked, dataset, S, tokens=step)
+    with pytest.raises(UsageError, match="nothing is left of it"):
+        late = MixturePhase("long", from_tokens=3 * step + 1, sequence_length=4 * S)
+        plan(dataclasses.replace(asked, phase=(late,)), dataset, S, tokens=4 * step)
     with pytest.raises(UsageError, match="cannot share an order"):
         plan(asked, dataset, S - 1, tokens=4 * step)
     with pytest.raises(UsageError, match="best-fit rows have one length"):
@@ -214,6 +218,24 @@ def test_matched_repetition_reads_a_part_as_often_as_the_whole(dataset: Dataset)
     assert {(s, shard, start) for s, _e, shard, start in parts[0]} <= {(s, shard, t) for s, _e, shard, t in parts[1]}
     with pytest.raises(UsageError, match="set target_tokens to its budget"):
         plan(mixture(), dataset, S, tokens=100 * S, match_repetition=True)
+
+
+def test_matching_repetition_keeps_every_window_in_its_shard(tmp_path: Path) -> None:
+    """Shards that are too short for a window stand between others; the part is a prefix of the whole, by shards."""
+    for name in ("a", "b"):
+        spec = SourceSpec(name, TOKENIZER)
+        write_source(tmp_path, spec, [table(name, 60, 3, 40)], shard_tokens=70, ramp=(20, 90, 60, 15, 80))
+    write_manifest(tmp_path)
+    short = open_dataset(tmp_path)
+    asked = mixture(weights={"a": 1, "b": 1}, target_tokens=200 * S, max_epochs={"default": 100})
+    whole = plan(asked, short, S, tokens=200 * S)
+    assert any(0 in source.shard_windows[:-1] for source in whole.sources)
+    for tokens in (10, 40, 90, 150):
+        part = plan(asked, short, S, tokens=tokens * S, match_repetition=True)
+        for some, every in zip(part.sources, whole.sources):
+            pairs = list(zip(some.shard_windows, every.shard_windows))
+            full = [i for i, (a, b) in enumerate(pairs) if a != b]
+            assert len(full) <= 1 and full in ([], [len(pairs) - 1])
 
 
 def test_an_exhausted_source_is_an_error_that_says_by_how_much(dataset: Dataset) -> None:
@@ -253,6 +275,8 @@ def test_redistribution_keeps_the_rest_in_proportion(dataset: Dataset) -> None:
     counts = plan(asked, dataset, S, tokens=budget * S).token_counts()
     assert 0.99 * size["wiki"] * S < counts["wiki"] <= size["wiki"] * S
     assert abs(counts["web"] / counts["code"] - 2) < 0.02
+    brim = plan(asked, dataset, S, tokens=sum(size.values()) * S)  # every cap at once, to the last window
+    assert {name: tokens // S for name, tokens in brim.token_counts().items()} == size
     unchanged = plan(asked, dataset, S, tokens=size["wiki"] * S)
     assert unchanged.phases[0].weights == (1, 2, 3)
     with pytest.raises(UsageError, match="all sources together hold"):
@@ -288,6 +312,8 @@ def test_unmeetable_requests_are_refused(dataset: Dataset) -> None:
         plan(mixture(weights={"web": 1, "books": 1, "docs": 1}), dataset, S, tokens=100 * S)
     with pytest.raises(UsageError, match="no train shard of source"):
         plan(mixture(), dataset, 10**6, tokens=10**7)
+    with pytest.raises(UsageError, match="max_epochs: the dataset has no source wbe; did you mean 'web'"):
+        plan(mixture(max_epochs={"wbe": 1}), dataset, S, tokens=100 * S)
     with pytest.raises(UsageError, match="holds no sequence"):
         plan(mixture(), dataset, S, tokens=S - 1)
 

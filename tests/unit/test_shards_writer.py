@@ -103,7 +103,9 @@ def test_three_processes_write_the_bytes_of_one(clean: Path, tmp_path: Path) -> 
     assert seen[0] == (0, total) and seen[-1] == (total, total) and seen == sorted(seen)
 
 
-documents_of = st.lists(st.tuples(st.text(max_size=4), st.integers(0, 30)), unique_by=lambda pair: pair[0], max_size=40)
+documents_of = st.lists(
+    st.tuples(st.text(max_size=4), st.integers(0, 30)), unique_by=lambda pair: pair[0], min_size=1, max_size=40
+)
 
 
 @settings(max_examples=12, deadline=None)
@@ -203,7 +205,9 @@ def test_killed_while_building_it_builds_only_what_is_missing(clean: Path, tmp_p
     write_source(folder, SPEC, parts(again), resume_key="k", progress=lambda done, total: seen.append(done), **SIZES)
     assert not again.exists() and seen[0] >= 20_000
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    assert tree(folder) == tree(clean)
+    write_manifest(folder)
+    assert {path: data for path, data in tree(folder).items() if path in tree(clean)} == tree(clean)
+    assert not list(folder.rglob("*half*"))
 
 
 def test_a_spool_of_other_inputs_or_of_no_key_is_not_gone_on_with(clean: Path, tmp_path: Path) -> None:
@@ -266,7 +270,7 @@ def test_two_writers_of_one_source_do_not_meet(tmp_path: Path) -> None:
 # A new version over an old one ------------------------------------------------------------------------------------
 
 
-def test_the_old_dataset_stands_until_the_new_source_does(tmp_path: Path) -> None:
+def test_the_old_dataset_stands_until_the_new_manifest_does(tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_bytes(b"ids")
     root = tmp_path / "out"
@@ -282,13 +286,15 @@ def test_the_old_dataset_stands_until_the_new_source_does(tmp_path: Path) -> Non
     write_source(root, SPEC, [masked], progress=check, **SIZES)
     assert tree(root) == before and checked  # nothing has changed: the dataset is never taken down
     write_source(root, SPEC, [table(0), table(1)], progress=check, **SIZES)
-    assert checked[-1] == checked[0]
-    assert not (root / "manifest.json").exists()
+    assert checked[-1] == checked[0] == open_dataset(root).verify()  # until the manifest is exchanged
+    assert list(root.rglob("*.u8"))
     manifest = write_manifest(root)
     assert manifest.tokenizer_file is not None
     assert not list(root.rglob("*.u8"))
     listed = {file.path for file in source_files(read_source_manifest(root / "sources/docs/manifest.json"))}
-    assert {path.removeprefix("sources/docs/") for path in tree(root) if "-" in path} == listed
+    shards = [path for path in tree(root) if "-" in path and "/manifest-" not in path]
+    assert {path.removeprefix("sources/docs/") for path in shards} == listed
+    assert len(list(root.glob("sources/docs/manifest-*.json"))) == 1
     open_dataset(root).verify()
 
 

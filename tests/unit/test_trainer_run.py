@@ -290,6 +290,24 @@ def test_a_phase_may_be_added_to_a_run_that_stands(shards, tmp_path, monkeypatch
     assert [(phase["name"], phase["first_sequence"]) for phase in recorded] == [("pretrain", 0), ("late", 12)]
 
 
+def test_a_step_must_hold_whole_sequences_of_every_phase(shards, tmp_path):
+    own = tmp_path / "own.toml"
+    late = '[[mixture.phase]]\nname = "late"\nfrom_share = 0.1\nsequence_length = 64\n'
+    own.write_text((shards / "both.toml").read_text() + late)
+    batch = BatchConfig(sequence=32, sequences=3, micro=3)
+    with pytest.raises(UsageError, match="'late' has sequences of 64 tokens, and a step of 96"):
+        loop.train(config(shards, tmp_path / "run", mixture=str(own), batch=batch, tokens=200_000))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_order_has_the_seed_of_the_mixture_unless_the_run_has_one(shards, tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text((shards / "both.toml").read_text().replace('name = "both"', 'name = "both"\nseed = 7'))
+    for changes, seed in (({}, 7), ({"data_seed": 3}, 3), ({"seed": 5}, 7)):
+        opened = data.open_training(config(shards, tmp_path / "run", mixture=str(own), **changes))
+        assert opened.plan.seed == seed
+
+
 def test_a_flipped_byte_is_named_before_training(shards, tmp_path):
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
     path = next(copy.glob("sources/odd/tokens/**/*.u16"))

@@ -22,9 +22,11 @@ import tyro
 
 from gristmill.base.config import load, nearest
 from gristmill.base.errors import GristmillError, UsageError
+from gristmill.base.terminal import shown
 
 T = TypeVar("T")
 Command = Callable[[list[str]], int | None]
+MOST_TOKENS = 2**62  # sums of a few such numbers still fit 64 bits
 SCALES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -32,12 +34,14 @@ def parse_tokens(given: object) -> int:
     """A number of tokens as people write it: 1_000_000, 250M, 1.5T (K, M, B and T are powers of 1000).
 
     Raises:
-        ValueError: it is no such number, or not a whole one.
+        ValueError: it is no such number, not a whole one, or more than any file could hold.
     """
     found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([KMBT]?)", str(given).strip().upper())
     number = Decimal(found[1].replace("_", "")) * SCALES[found[2]] if found else Decimal("NaN")
     if not number.is_finite() or number != int(number):
         raise ValueError(f"{given!r} is no number of tokens; write 1_000_000, 250M, 1B or 1.5T")
+    if number > MOST_TOKENS:
+        raise ValueError(f"{given!r} is more than 2**62 tokens")
     return int(number)
 
 
@@ -96,7 +100,7 @@ def guarded(name: str, action: Callable[[], int | None]) -> int:
     try:
         return action() or 0
     except GristmillError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {shown(error)}", file=sys.stderr)  # it may name what a file from elsewhere holds
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)

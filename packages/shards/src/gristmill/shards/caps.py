@@ -6,20 +6,29 @@ Both are settled on a plan before training starts.
 from __future__ import annotations
 
 import dataclasses
+import math
 from fractions import Fraction
 
 import numpy as np
 
 from gristmill.base.errors import UsageError
 from gristmill.shards.mixture import Mixture
+from gristmill.shards.order import MAX_PERIOD
 from gristmill.shards.phase import Phase, blended
 from gristmill.shards.plan import Plan, PlannedSource
 
 QUANTA = (10_000, 100_000)  # computed shares (of "*", redistributed, best fit) are rounded to so many parts
 
 
-def rounded(shares: dict[str, Fraction], capped: frozenset[str], quantum: int) -> dict[str, int]:
-    """Shares (sum 1) as integers of sum `quantum`, by largest remainder: capped ones down, the others at least 1."""
+def rounded(
+    shares: dict[str, Fraction], capped: frozenset[str] = frozenset(), quantum: int | None = None
+) -> dict[str, int]:
+    """Shares (sum 1) as integers of sum `quantum`, by largest remainder: capped ones down, the others at least 1.
+
+    Without a `quantum` the coarser of QUANTA, unless a share is so small that it would be off by over a hundredth.
+    """
+    if quantum is None:
+        quantum = QUANTA[0] if min(shares.values()) * QUANTA[0] >= 50 else QUANTA[1]
     parts = {name: share * quantum for name, share in shares.items()}
     weights = {name: int(part) if name in capped else max(int(part), 1) for name, part in parts.items()}
     by_remainder = sorted((n for n in parts if n not in capped), key=lambda n: (int(parts[n]) - parts[n], n))
@@ -77,6 +86,8 @@ def _water_filled(
                 return held
             capped |= more
     have = sum(capacity[name] for name in weights)
+    if have >= total and have // math.gcd(*(capacity[name] for name in weights)) <= MAX_PERIOD:
+        return {name: capacity[name] for name in weights if capacity[name]}  # all at their caps, near enough
     raise UsageError(
         f"mixture {mixture.name}: all sources together hold {have * unit:,} tokens within max_epochs, too few for "
         f"{total * unit:,}: {max(total - have, 0) * unit:,} short, or too near for shares of 1/{QUANTA[-1]:,}. "

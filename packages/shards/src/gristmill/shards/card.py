@@ -60,7 +60,7 @@ def card(sources: dict[str, SourceManifest], mixtures: list[Mixture], alike: boo
     for name, source in sources.items():
         parts.append(f"### {name}\n")
         parts.append("```json\n" + json.dumps(source.recipe, indent=2, sort_keys=True) + "\n```\n")
-        parts.append(f"Inputs: {len(source.inputs)}; all are listed in `sources/{name}/manifest.json`.\n")
+        parts.append(f"Inputs: {len(source.inputs)}; all are listed in the manifest in `sources/{name}/`.\n")
     return "\n".join(parts)
 
 

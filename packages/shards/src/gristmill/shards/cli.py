@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_module
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gristmill.base import cli
 from gristmill.base.progress import Progress
 from gristmill.shards.importers.command import import_
 
 if TYPE_CHECKING:
+    from gristmill.shards.plan import Plan
     from gristmill.shards.reader import Dataset
 
 ABOUT = "The published artifact: tokenised, memory-mapped shards with a manifest that pins every byte."
@@ -39,7 +41,7 @@ def inspect(folder: str, /, json: bool = False) -> None:
 
     dataset = open_dataset(folder)
     about = holdings.about(dataset)
-    print(json_module.dumps(about, indent=2) if json else holdings.table(folder, about))
+    print(json_module.dumps(about, indent=2) if json else holdings.table(folder, _shown(about)))
 
 
 def verify(folder: str, /) -> None:
@@ -72,6 +74,7 @@ def plan(
     seed: int | None = None,
     packing: Literal["concat", "bestfit"] = "concat",
     match_repetition: bool = False,
+    batch_tokens: cli.Tokens = 1,
     sequence: int | None = None,
     json: bool = False,
 ) -> None:
@@ -91,18 +94,20 @@ def plan(
         seed: Of the order; by default the mixture's own.
         packing: concat or bestfit.
         match_repetition: Read of each source what repeats as often as in the mixture's target_tokens.
+        batch_tokens: As in the run: sequences per step times their length; only matters where phases differ in length.
         sequence: Say where this sequence of the order lies instead; `shards explain` takes the numbers.
         json: Print JSON instead of a table.
     """
+    from gristmill.base.errors import UsageError
     from gristmill.shards import outline
-    from gristmill.shards.mixture import load_mixture
     from gristmill.shards.reader import open_dataset
-    from gristmill.shards.resolve import plan as resolve
 
     dataset = open_dataset(folder)
-    loaded = load_mixture(mixture, search=[dataset.root / "mixtures"])
-    resolved = resolve(loaded, dataset, sequence_length, seed, tokens, pack=packing, match_repetition=match_repetition)
+    budget = Budget(mixture, tokens, sequence_length, seed, packing, match_repetition, batch_tokens)
+    resolved = budget.plan(dataset)
     if sequence is not None:
+        if not 0 <= sequence < resolved.sequence_count:
+            raise UsageError(f"--sequence {sequence}: the plan has {resolved.sequence_count:,}, from 0")
         found = [piece._asdict() for piece in outline.pieces(resolved, dataset, sequence)]
         if json:
             print(json_module.dumps(found, indent=2))
@@ -111,11 +116,13 @@ def plan(
             print(f"{piece['source']} {piece['token_offset']}  {piece['tokens']:,} tokens from there")
         return
     record = outline.outline(resolved, dataset)
-    print(json_module.dumps(record, indent=2) if json else outline.table(record))
+    print(json_module.dumps(record, indent=2) if json else outline.table(_shown(record)))
 
 
-def push(folder: Path, target: str = "", /, repo: str = "", private: bool = False) -> None:
+def push(folder: Path, target: str = "", /, repo: str = "", private: bool = False, replace: bool = False) -> None:
     """Publish a dataset: to the Hugging Face Hub, a folder, or a bucket. What is there already is not sent again.
+
+    A version of the same sources takes the place of the one before; whatever else is there stays.
 
     shards push runs/demo/published --repo ORG/NAME --private
 
@@ -128,6 +135,7 @@ def push(folder: Path, target: str = "", /, repo: str = "", private: bool = Fals
         target: hf://datasets/ORG/NAME, a folder, file://FOLDER, or a URL of fsspec (s3://, gs://, ...).
         repo: ORG/NAME on the Hub, instead of a target. The token is that of HF_TOKEN or `hf auth login`.
         private: Make the repository private, if it is made now.
+        replace: Delete even sources that stand there and are not in this dataset.
     """
     from gristmill.base.errors import UsageError
     from gristmill.shards import transfer
@@ -137,7 +145,7 @@ def push(folder: Path, target: str = "", /, repo: str = "", private: bool = Fals
         raise UsageError("give either a target or --repo ORG/NAME")
     with Progress("push", 0, "files") as progress:
         place = str(places.hub_address(repo)) if repo else target
-        print(transfer.push(folder, place, private=private, progress=progress.of))
+        print(transfer.push(folder, place, private=private, progress=progress.of, replace=replace))
 
 
 def pull(
@@ -149,6 +157,9 @@ def pull(
     sequence_length: int = 0,
     seed: int | None = None,
     packing: Literal["concat", "bestfit"] = "concat",
+    match_repetition: bool = False,
+    batch_tokens: cli.Tokens = 1,
+    replace: bool = False,
 ) -> None:
     """Bring a dataset to a folder and check every file; a pull that was cut short goes on where it stopped.
 
@@ -166,17 +177,23 @@ def pull(
         sequence_length: As in the run.
         seed: As in the run; by default the mixture's own.
         packing: As in the run.
+        match_repetition: As in the run.
+        batch_tokens: As in the run: sequences per step times their length; only matters where phases differ in length.
+        replace: Delete even sources that the folder has and the dataset has not, and take the place of foreign files.
     """
     from gristmill.base.errors import UsageError
     from gristmill.shards import skeleton, transfer
 
-    if not mixture and (tokens or sequence_length or seed is not None):
-        raise UsageError("--tokens, --sequence-length and --seed say which part of a --mixture to pull; give that too")
+    budget = Budget(mixture, tokens, sequence_length, seed, packing, match_repetition, batch_tokens)
+    if not mixture and budget != Budget():
+        raise UsageError(
+            "--tokens, --sequence-length and the like say which part of a --mixture to pull; give that too"
+        )
     if mixture and not (tokens and sequence_length):
         raise UsageError("--mixture needs --tokens and --sequence-length: they decide which shards a run reads")
-    only = _only(mixture, tokens, sequence_length, seed, packing) if mixture else None
+    only = budget.touched if mixture else None
     with Progress("pull", 0, "files") as progress:
-        manifest = transfer.pull(uri, folder, only=only, progress=progress.of)
+        manifest = transfer.pull(uri, folder, only=only, progress=progress.of, replace=replace)
     print(f"{folder}: {', '.join(manifest.sources)}  content {manifest.content_id[:12]}")
     if only is not None:
         standing = skeleton.read_skeleton(folder)
@@ -200,6 +217,7 @@ def explain(folder: str, source: str, token_offset: int, /, json: bool = False) 
     """
     from gristmill.base.config import nearest
     from gristmill.base.errors import UsageError
+    from gristmill.base.terminal import shown
     from gristmill.shards import provenance
     from gristmill.shards.reader import open_dataset
 
@@ -211,19 +229,50 @@ def explain(folder: str, source: str, token_offset: int, /, json: bool = False) 
         print(json_module.dumps(answer, indent=2, default=str))  # ASCII: what documents hold is not for the terminal
         return
     for name, value in answer.items():
-        print(f"{provenance.shown(name):<18} {provenance.shown(value)}")
+        print(f"{shown(name):<18} {shown(value)}")
 
 
-def _only(
-    mixture: str, tokens: int, sequence_length: int, seed: int | None, packing: Literal["concat", "bestfit"]
-) -> Callable[[Dataset], Mapping[str, Iterable[int]]]:
-    """The train shards that a run reads, for transfer.pull."""
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What decides a run's plan on a dataset."""
 
-    def only(dataset: Dataset) -> Mapping[str, Iterable[int]]:
+    mixture: str = ""
+    tokens: int = 0
+    sequence_length: int = 0
+    seed: int | None = None
+    packing: Literal["concat", "bestfit"] = "concat"
+    match_repetition: bool = False
+    batch_tokens: int = 1
+
+    def plan(self, dataset: Dataset) -> Plan:
+        from gristmill.base.errors import UsageError
         from gristmill.shards.mixture import load_mixture
         from gristmill.shards.resolve import plan
 
-        loaded = load_mixture(mixture, search=[dataset.root / "mixtures"])
-        return plan(loaded, dataset, sequence_length, seed=seed, tokens=tokens, pack=packing).touched()
+        if self.batch_tokens < 1:
+            raise UsageError(f"--batch-tokens {self.batch_tokens}: give at least 1")
+        return plan(
+            load_mixture(self.mixture, search=[dataset.root / "mixtures"]),
+            dataset,
+            self.sequence_length,
+            self.seed,
+            self.tokens,
+            pack=self.packing,
+            match_repetition=self.match_repetition,
+            align=self.batch_tokens,
+        )
 
-    return only
+    def touched(self, dataset: Dataset) -> Mapping[str, Iterable[int]]:
+        """The train shards that the run reads, for transfer.pull."""
+        return self.plan(dataset).touched()
+
+
+def _shown(value: Any) -> Any:
+    """Names, licences and paths that a manifest holds, safe to print."""
+    from gristmill.base.terminal import shown
+
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {_shown(key): _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, list) else value

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from gristmill.base.errors import DataError
-from gristmill.shards.manifest import Dtype, ShardEntry
+from gristmill.shards.entries import ENDS_HEADER_BYTES, Dtype, ShardEntry
 
 HEADER = struct.Struct(
     "<8sIIQQ32s"
 )  # magic, version, token width in bytes, tokens, documents, sha256 of the token file
 HEADER_BYTES = HEADER.size
+assert HEADER_BYTES == ENDS_HEADER_BYTES
 MAGIC, VERSION = b"TKSHARD1", 1
 WIDTH = {"u16": 2, "u32": 4}
 
@@ -29,10 +30,12 @@ def map_ends(path: Path, dtype: Dtype, entry: ShardEntry) -> np.ndarray:
     """u32 [documents]: the offset after each document's last token, memory-mapped.
 
     Raises:
-        DataError: a header of another kind or version, or one that belongs to other tokens.
+        DataError: a header of another kind or version, or one that belongs to other tokens; or ends that do not ascend
+            to the number of tokens.
     """
-    data = np.asarray(np.memmap(path, np.uint8, "r"))
-    if len(data) < HEADER_BYTES or bytes(data[:8]) != MAGIC:
+    size = path.stat().st_size
+    data = np.asarray(np.memmap(path, np.uint8, "r")) if size else np.empty(0, np.uint8)
+    if size < HEADER_BYTES or bytes(data[:8]) != MAGIC:
         raise DataError(
             f"{path}: not a file of document ends (no {MAGIC.decode()} at its start); pull or write it again"
         )
@@ -48,7 +51,11 @@ def map_ends(path: Path, dtype: Dtype, entry: ShardEntry) -> np.ndarray:
         raise DataError(
             f"{path}: its header belongs to other tokens than {entry.tokens.path}; pull or write both again"
         )
+    if size != HEADER_BYTES + 4 * documents:
+        raise DataError(f"{path}: {size:,} bytes cannot be {documents:,} ends; pull or write it again")
     ends = data[HEADER_BYTES:].view("<u4")
-    if len(ends) != documents or not documents or int(ends[-1]) != tokens:
-        raise DataError(f"{path}: its {len(ends)} ends do not cover the {tokens} tokens of {entry.tokens.path}")
+    if not documents or int(ends[0]) < 1 or int(ends[-1]) != tokens:
+        raise DataError(f"{path}: its {documents} ends do not cover the {tokens} tokens of {entry.tokens.path}")
+    if np.any(ends[1:] <= ends[:-1]):
+        raise DataError(f"{path}: its ends do not ascend; pull or write it again")
     return ends

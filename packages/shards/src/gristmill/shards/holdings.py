@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gristmill.base.terminal import shown
 from gristmill.shards.reader import Dataset
 from gristmill.shards.skeleton import below, reading_files, sizes
 
@@ -61,18 +62,20 @@ def table(name: str, about: dict[str, Any]) -> str:
     width = max(len("source"), *(len(row["source"]) for row in rows))
     lines = [
         f"{name}  {about['format']}  content {about['content_id'][:12]}",
-        f"tokenizer {tokenizer['name']}  {tokenizer['vocab_size']:,} ids  {about['dtype']}\n",
+        f"tokenizer {shown(tokenizer['name'])}  {tokenizer['vocab_size']:,} ids  {about['dtype']}\n",
         f"{'source':<{width}}" + "".join(f"{column.replace('_', ' '):>17}" for column in columns) + "  licence",
     ]
     lines += [
-        f"{row['source']:<{width}}" + "".join(f"{row[column]:>17,}" for column in columns) + f"  {row['licence']}"
+        f"{row['source']:<{width}}"
+        + "".join(f"{row[column]:>17,}" for column in columns)
+        + f"  {shown(row['licence'])}"
         for row in rows
     ]
     if partial:
         here, shards = (sum(row[column] for row in rows) for column in ("shards_here", "shards"))
         size = f"{partial['bytes_here']:,} of {partial['bytes']:,} bytes"
         lines.append(f"\npartial: {here:,} of {shards:,} shards are here ({size})")
-        lines.append(f"others are fetched from {partial['origin']} when they are asked for")
+        lines.append(f"others are fetched from {shown(partial['origin'])} when they are asked for")
     if about["mixtures"]:
         lines.append("\nmixtures: " + ", ".join(Path(path).stem for path in about["mixtures"]))
     return "\n".join(lines)

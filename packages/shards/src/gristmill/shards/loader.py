@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -17,9 +18,10 @@ import numpy as np
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.shards import packing
+from gristmill.shards.disk_window import DiskWindow
 from gristmill.shards.order import scatter
 from gristmill.shards.plan import Plan, Windows
-from gristmill.shards.reader import MAPS, Dataset, Split
+from gristmill.shards.reader import Dataset, Split, shards_at_a_time
 
 STATE_VERSION = 1
 LOOK_AHEAD = 4096  # sequences whose places are worked out at once: the arithmetic is cheap, its calls are not
@@ -33,12 +35,14 @@ class Batch:
     """This rank's rows of one global batch.
 
     tokens_BS [B, S + 1]: inputs are [:, :-1], labels [:, 1:]. sequence_B are the sequence numbers, source_B indexes
-    Plan.sources. learnt_BS is None where every label is learnt from. Segments are looked up when they are asked for.
+    Plan.sources; next_sequence is the first of the global batch after this one. learnt_BS is None where every label is
+    learnt from. Segments are looked up when they are asked for.
     """
 
     tokens_BS: np.ndarray
     sequence_B: np.ndarray
     source_B: np.ndarray
+    next_sequence: int
     learnt_BS: np.ndarray | None
     _find_segments: Callable[[], Segments] | None = dataclasses.field(repr=False)
 
@@ -80,7 +84,8 @@ class Batches:
     r * B // world on. `prefetch` batches are read ahead by a thread that holds no state. What is left over at the
     plan's end, less than a batch, is dropped. Where the plan's sequences change in length a batch may be shorter.
 
-    It is also a map-style dataset of batches, counted from `next_sequence`: for torch's DataLoader, batch_size=None.
+    It is also a map-style dataset of batches, counted from `next_sequence`: for torch's DataLoader, batch_size=None
+    (where a run stands is then state_dict(after=batch)).
     """
 
     def __init__(
@@ -93,8 +98,12 @@ class Batches:
         world: int = 1,
         prefetch: int = 2,
         dtype: np.dtype[Any] | type[np.generic] | None = None,
+        disk_bytes: int = 0,
     ) -> None:
         """`dtype` of the tokens: None keeps the shards' u16 or u32, which travels to the device in half the time.
+
+        `disk_bytes`: of a partial dataset, keep about so much of the train shards on the disk, fetched ahead of the
+        batches that are iterated over. 0: what is missing is fetched when it is read, and stays.
 
         Raises:
             UsageError: ranks or sizes that make no sense, fewer sequences in a batch than ranks.
@@ -121,6 +130,14 @@ class Batches:
         self.dtype = np.dtype(dtype or dataset.dtype)
         self._ahead: dict[int, tuple[np.ndarray, Windows]] = {}
         self._lock = threading.Lock()
+        keep = functools.lru_cache(maxsize=shards_at_a_time(len(plan.sources)))
+        self._shard, self._best_fit = keep(self._find_shard), keep(self._pack)
+        self.disk_bytes = disk_bytes
+
+    def __reduce__(self) -> tuple[type[Batches], tuple[Any, ...]]:
+        """In another process it is made again: what was worked out ahead stays here."""
+        where = (self.next_sequence, self.rank, self.world, self.prefetch, self.dtype)
+        return Batches, (self.plan, self.dataset, self.batch_tokens, *where)
 
     def __len__(self) -> int:
         """Batches that are left."""
@@ -146,6 +163,20 @@ class Batches:
             index, first = index - whole - (1 if rest else 0), until
 
     def __iter__(self) -> Generator[Batch, None, None]:
+        if not (self.disk_bytes and self.dataset.files.partial):
+            yield from self._batches()
+            return
+        step = self.batch_tokens // min(phase.length for phase in self.plan.phases)
+        window = DiskWindow(
+            self.plan, self.dataset, self.disk_bytes, step * (self.prefetch + 1), self._shard.cache_clear
+        )
+        with contextlib.closing(window), contextlib.closing(self._batches()) as batches:
+            window.begin(self.next_sequence)
+            for batch in batches:
+                yield batch  # whoever has it may still look up its segments
+                window.move(self.next_sequence)
+
+    def _batches(self) -> Generator[Batch, None, None]:
         if self.prefetch < 1:
             while (first := self._next(self.next_sequence)) is not None:
                 yield self._handed_out(self.batch(first))
@@ -168,7 +199,7 @@ class Batches:
                 reader.shutdown(cancel_futures=True)
 
     def _handed_out(self, batch: Batch) -> Batch:
-        self.next_sequence += self._count(self.next_sequence)
+        self.next_sequence = batch.next_sequence
         return batch
 
     def _size(self, first: int) -> tuple[int, int]:
@@ -196,7 +227,8 @@ class Batches:
             learnt_BS, find_segments = self._windows(tokens_BS, windows)
         else:
             learnt_BS, find_segments = self._best_fit_rows(tokens_BS, windows)
-        return Batch(tokens_BS, sequence_B, windows.source_B, learnt_BS, find_segments)
+        after = first + self._count(first)
+        return Batch(tokens_BS, sequence_B, windows.source_B, after, learnt_BS, find_segments)
 
     def _windows(self, tokens_BS: np.ndarray, windows: Windows) -> tuple[np.ndarray | None, Callable[[], Segments]]:
         """Fill rows with stretches of shards as they come."""
@@ -262,8 +294,7 @@ class Batches:
 
         return learnt_BS, find_segments
 
-    @functools.lru_cache(maxsize=MAPS)  # noqa: B019 - as long-lived as the run
-    def _shard(self, place: int) -> _Shard:
+    def _find_shard(self, place: int) -> _Shard:
         source, number = place >> 32, place & 0xFFFFFFFF
         split = self.dataset.sources[self.plan.sources[source].name].split("train")
         return _Shard(split, number, split.tokens(number), split.loss(number))
@@ -291,18 +322,24 @@ class Batches:
         mine = slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
         return first + scatter(self.plan.seed, first, count)[mine]
 
-    @functools.lru_cache(maxsize=MAPS)  # noqa: B019 - as long-lived as the run
-    def _best_fit(self, source: str, shard: int) -> packing.Rows:
+    def _pack(self, source: str, shard: int) -> packing.Rows:
         split = self.dataset.sources[source].split("train")
-        return packing.best_fit(split.ends(shard), self.plan.unit, split.shards[shard].continues)
+        packed = packing.best_fit(split.ends(shard), self.plan.unit, split.shards[shard].continues)
+        said = split.shards[shard].packed.get(str(self.plan.unit))
+        if said is not None and said != len(packed.bounds) - 1:
+            raise DataError(
+                f"{split.folder / split.shards[shard].ends.path}: best fit makes {len(packed.bounds) - 1:,} rows of "
+                f"{self.plan.unit} tokens of it, but its manifest says {said:,}; write the source again"
+            )
+        return packed
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs; the same on every rank."""
-        return {
-            "v": STATE_VERSION,
-            "plan": self.plan.identity(self.next_sequence),
-            "next_sequence": self.next_sequence,
-        }
+    def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
+        """All that a resumed run needs; the same on every rank.
+
+        Where torch's DataLoader hands out the batches, this object does not see which: name the last one, `after`.
+        """
+        next_sequence = self.next_sequence if after is None else after.next_sequence
+        return {"v": STATE_VERSION, "plan": self.plan.identity(next_sequence), "next_sequence": next_sequence}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` left off, with any world size or batch size, and with any budget or phases after it.

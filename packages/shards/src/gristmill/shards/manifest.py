@@ -12,12 +12,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gristmill.base import files
 from gristmill.base.errors import DataError
+from gristmill.base.terminal import shown
+from gristmill.shards.entries import (
+    Count,
+    Dtype,
+    FileEntry,
+    FilePath,
+    Sha256,
+    ShardEntry,
+    check_distinct,
+    check_shards,
+    check_split,
+)
+from gristmill.shards.entries import numpy_dtype as numpy_dtype
 
 DATASET_FORMAT = "gristmill.shards/1"
 SOURCE_FORMAT = "gristmill.source/1"
@@ -25,11 +37,8 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "valid")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
-Dtype = Literal["u16", "u32"]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Key = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # hex: JSON readers in other languages lose integers over 2**53
-Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=96)]
+Text = Annotated[str, Field(strict=True)]
 
 
 class Model(BaseModel):
@@ -39,9 +48,9 @@ class Model(BaseModel):
 class TokenizerInfo(Model):
     """The tokenizer whose ids the shards hold; `sha256` is that of its tokenizer.json."""
 
-    name: str
+    name: Text
     sha256: Sha256
-    vocab_size: int = Field(gt=0, le=2**32)
+    vocab_size: int = Field(gt=0, le=2**32, strict=True)
     eos_id: Count
 
     @model_validator(mode="after")
@@ -56,51 +65,18 @@ class TokenizerInfo(Model):
         return "u16" if self.vocab_size <= 2**16 else "u32"
 
 
-class FileEntry(Model):
-    """One file: its path below the manifest's folder, its size in bytes and its sha256."""
-
-    path: str
-    bytes: Count
-    sha256: Sha256
-
-
-class ShardEntry(Model):
-    """One shard: its files and what they hold.
-
-    `loss`: one byte per token, 1 where it is learnt from; absent where all are. `continues`: the first row is the next
-    piece of the document that ends the shard before: it was longer than a shard. The metadata's `tokens` count EOS.
-    `packed`: best-fit rows by their length in tokens, so that a plan need not read the ends.
-    """
-
-    tokens: FileEntry
-    ends: FileEntry
-    meta: FileEntry
-    loss: FileEntry | None = None
-    token_count: Count
-    document_count: Count
-    max_id: Count
-    key_low: Key
-    key_high: Key
-    continues: bool = False
-    packed: dict[str, Count] = {}
-
-    @property
-    def files(self) -> tuple[FileEntry, ...]:
-        return (self.tokens, self.ends, self.meta, *((self.loss,) if self.loss else ()))
-
-
 class OrderInfo(Model):
     """How documents were put in order: by the first 8 bytes of blake2b(salt|id); the top of the keys is `valid`."""
 
     algorithm: Literal["blake2b-8/1"] = "blake2b-8/1"
-    salt: str
-    valid_fraction: float = Field(ge=0, lt=1)
+    salt: Text
+    valid_fraction: float = Field(ge=0, lt=1, strict=True)
 
 
 class SourceManifest(Model):
     format: Literal["gristmill.source/1"] = SOURCE_FORMAT
     name: Name
-    licence: str
+    licence: Text
     tokenizer: TokenizerInfo
     dtype: Dtype
     order: OrderInfo
@@ -116,16 +92,10 @@ class SourceManifest(Model):
             raise ValueError(
                 f"dtype {self.dtype} is wrong for {self.tokenizer.vocab_size} ids: {self.tokenizer.dtype} expected"
             )
-        width = numpy_dtype(self.dtype).itemsize
-        for shard in (*self.train, *self.valid):
-            if shard.tokens.bytes != shard.token_count * width:
-                raise ValueError(
-                    f"{shard.tokens.path}: {shard.tokens.bytes} bytes cannot be {shard.token_count} {self.dtype} tokens"
-                )
-            if shard.loss is not None and shard.loss.bytes != shard.token_count:
-                raise ValueError(f"{shard.loss.path}: {shard.loss.bytes} bytes for {shard.token_count} tokens")
-            if shard.max_id >= self.tokenizer.vocab_size:
-                raise ValueError(f"{shard.tokens.path}: id {shard.max_id} is outside the vocabulary")
+        splits = {"train": self.train, "valid": self.valid}
+        check_shards(splits, self.dtype, self.tokenizer.vocab_size)
+        check_split(splits, self.order.valid_fraction)
+        check_distinct(list(source_files(self)))
         return self
 
     def shards(self, split: str) -> list[ShardEntry]:
@@ -133,7 +103,7 @@ class SourceManifest(Model):
 
 
 class SourceEntry(Model):
-    path: str
+    path: FilePath
     sha256: Sha256
 
 
@@ -145,13 +115,23 @@ class DatasetManifest(Model):
     """The tokenizer.json itself, so that who trains or reads needs nothing else."""
     content_id: str = ""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> DatasetManifest:
+        others = list(other_files(self))
+        check_distinct([*self.sources.values(), *others])
+        folders = {f"{entry.path.rpartition('/')[0]}/": name for name, entry in self.sources.items()}
+        if len(folders) < len(self.sources) or "/" in folders:
+            raise ValueError("sources: the manifest of each must be in a folder of its own")
+        for path in (*folders, *(entry.path for entry in others)):
+            at = path.find("/") + 1
+            while 0 < at < len(path):
+                if path[:at] in folders:
+                    raise ValueError(f"{path}: is inside the folder of source {folders[path[:at]]}")
+                at = path.find("/", at) + 1
+        return self
+
 
 M = TypeVar("M", SourceManifest, DatasetManifest)
-
-
-def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
-    """The little-endian numpy type of "u16" or "u32"."""
-    return np.dtype({"u16": "<u2", "u32": "<u4"}[dtype])
 
 
 def with_content_id(manifest: M) -> M:
@@ -160,7 +140,18 @@ def with_content_id(manifest: M) -> M:
 
 
 def content_id(manifest: SourceManifest | DatasetManifest) -> str:
-    return files.fingerprint(manifest.model_dump(mode="json", exclude={"content_id"}))
+    """The content_id of what manifest_bytes writes."""
+    return _content_id(manifest.model_dump(mode="json"))
+
+
+def _content_id(value: dict[str, Any]) -> str:
+    """Of a manifest as it is written: what it leaves out stays out.
+
+    files.canonical_json's spelling without its walk, which JSON does not need: there are a million values.
+    """
+    value = {name: item for name, item in value.items() if name != "content_id"}
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def load_dataset_manifest(folder: Path) -> DatasetManifest:
@@ -193,6 +184,8 @@ def load_source_manifest(root: Path, name: str, entry: SourceEntry) -> tuple[Sou
     manifest = _parse(SourceManifest, path, data, SOURCE_FORMAT)
     if manifest.name != name:
         raise DataError(f"{path}: names the source {manifest.name!r}, but {root / MANIFEST} calls it {name!r}")
+    if any(file.path == path.name for file in source_files(manifest)):
+        raise DataError(f"{path}: lists itself among the files of its shards")
     return manifest, path.parent
 
 
@@ -260,8 +253,8 @@ def one_tokenizer(tokenizers: dict[str, TokenizerInfo], where: Path) -> Tokenize
     for name, tokenizer in tokenizers.items():
         if tokenizer.model_copy(update={"name": expected.name}) != expected:
             raise DataError(
-                f"{where}: source {name} was tokenised with {tokenizer.name} ({tokenizer.sha256[:12]}), "
-                f"source {first} with {expected.name} ({expected.sha256[:12]}); tokenise one of them again"
+                f"{where}: source {name} was tokenised with {shown(tokenizer.name)} ({tokenizer.sha256[:12]}), "
+                f"source {first} with {shown(expected.name)} ({expected.sha256[:12]}); tokenise one of them again"
             )
     return expected
 
@@ -273,34 +266,41 @@ def manifest_bytes(manifest: SourceManifest | DatasetManifest) -> bytes:
 
 
 def _parse(cls: type[M], path: Path, data: bytes, known_format: str) -> M:
-    value = _json(path, data)
+    value, found = _json(path, data)
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a JSON object")
-    if value.get("format") != known_format:
-        raise DataError(
-            f"{path}: format is {value.get('format')!r}, this version reads {known_format!r}; update gristmill-shards"
-        )
-    manifest = _validated(path, lambda: cls.model_validate(value))
-    if manifest.content_id != content_id(manifest):
+    said = value.get("format")
+    if said != known_format:
+        said = repr(said[:80]) if isinstance(said, str) else "not given"
+        raise DataError(f"{path}: format is {said}, this version reads {known_format!r}; update gristmill-shards")
+    if value.get("content_id") != found:
         raise DataError(
             f"{path}: content_id does not match what the manifest says; it was edited: write or pull it again"
         )
-    return manifest
+    return _validated(path, lambda: cls.model_validate(value))
 
 
-def _json(path: Path, data: bytes) -> Any:
+def _json(path: Path, data: bytes) -> tuple[Any, str]:
+    """(the value, its content_id if it is an object)"""
     try:
-        return json.loads(data)
-    except ValueError as error:
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        return value, _content_id(value) if isinstance(value, dict) else ""
+    except ValueError as error:  # also half a surrogate pair, and numbers that overflow to infinity
         raise DataError(f"{path}: not JSON ({error}); pull or write it again") from None
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply; write it again, its recipe and inputs flatter") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _validated(path: Path, build: Callable[[], M]) -> M:
     try:
         return build()
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = shown(".".join(str(part)[:80] for part in first["loc"]))
         raise DataError(
-            f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+            f"{path}: {where + ': ' if where else ''}{shown(first['msg'].removeprefix('Value error, '))}"
         ) from None

@@ -157,6 +157,9 @@ class Schedule:
         ]
 
 
+GROUP_SHARDS = 16  # the most that are shuffled as one
+
+
 def group_bounds(shard_count: int) -> list[tuple[int, int]]:
     """Shard ranges [first, last) that are shuffled as one: each of the first six alone, then 2, 4, 8, 16, 16, ...
 
@@ -166,7 +169,7 @@ def group_bounds(shard_count: int) -> list[tuple[int, int]]:
     bounds: list[tuple[int, int]] = []
     first = 0
     while first < shard_count:
-        size = 1 if len(bounds) < 6 else min(2 ** (len(bounds) - 5), 16)
+        size = 1 if len(bounds) < 6 else min(2 ** (len(bounds) - 5), GROUP_SHARDS)
         bounds.append((first, min(first + size, shard_count)))
         first += size
     return bounds

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PACKED_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)  # whose rows are counted when a shard is written
+PACKED_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # whose rows are counted when a shard is written
 
 
 class Rows(NamedTuple):
@@ -48,7 +48,8 @@ def best_fit(ends: np.ndarray, length: int, first_continues: bool = False) -> Ro
     row, count = _assign(size, length)
     order = np.argsort(row, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=count))])
-    return Rows(bounds, start[order], size[order], continues[order])
+    bounds, start, size = (part.astype(np.uint32) for part in (bounds, start[order], size[order]))  # narrow, to be kept
+    return Rows(bounds, start, size, continues[order])
 
 
 def row_counts(ends: np.ndarray, lengths: Sequence[int] = PACKED_LENGTHS) -> dict[str, int]:

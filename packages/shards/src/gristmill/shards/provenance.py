@@ -6,9 +6,10 @@ Documents are not to be trusted: nothing that they hold reaches a terminal unesc
 from __future__ import annotations
 
 import itertools
-import unicodedata
 from typing import Any
 
+from gristmill.base.terminal import shown as shown
+from gristmill.shards import metadata
 from gristmill.shards.reader import Dataset
 from gristmill.shards.tokenizer import load_tokenizer
 
@@ -37,7 +38,8 @@ def explain(dataset: Dataset, source: str, token: int) -> dict[str, Any]:
         "offset_in_document": place.offset_in_document,
         **_text(dataset, [tokens[low:high].tolist() for low, high in itertools.pairwise(bounds)]),
     }
-    row = split.meta(place.shard).slice(place.row, 1).to_pylist()[0]
+    entry = split.shards[place.shard]
+    row = metadata.read_row(split.path(source, entry.meta), entry.document_count, place.row)
     return answer | {f"meta.{name}" if name in answer else name: value for name, value in row.items()}
 
 
@@ -47,12 +49,3 @@ def _text(dataset: Dataset, parts: list[list[int]]) -> dict[str, str]:
         return {}
     texts = load_tokenizer(path).decode_batch(parts, skip_special_tokens=False)
     return dict(zip(("before", "text", "after"), texts))
-
-
-def shown(value: object) -> str:
-    """Safe to print: control and format characters (line ends, escapes, changes of direction) spelled as in Python."""
-    return "".join(char if _plain(char) else char.encode("unicode_escape").decode() for char in str(value))
-
-
-def _plain(char: str) -> bool:
-    return char == " " or unicodedata.category(char)[0] not in "CZ"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from gristmill.base.errors import DataError, UsageError
+from gristmill.shards import metadata
 from gristmill.shards.ends import map_ends
 from gristmill.shards.manifest import (
     SPLITS,
@@ -28,15 +30,19 @@ from gristmill.shards.manifest import (
     one_tokenizer,
     other_files,
 )
+from gristmill.shards.order import GROUP_SHARDS
 from gristmill.shards.remote.arrivals import DatasetFiles
 from gristmill.shards.remote.cache import local_folder
 from gristmill.shards.remote.stores import Progress, in_parallel
-from gristmill.shards.skeleton import Skeleton, below, read_skeleton, reading_files
+from gristmill.shards.skeleton import Skeleton, below, read_skeleton, reading_files, sizes
+from gristmill.shards.values import Arrays, check_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MAPS = 256  # shards held open at a time, per dataset; each holds up to three file descriptors
+Part = Literal["tokens", "ends", "loss"]
+OTHER_FILES = 256  # descriptors that are left for everything but maps
+GROUPS = 2  # shuffle groups of each source whose shards are kept at hand: the one being read, and the next
 
 
 class Document(NamedTuple):
@@ -57,14 +63,6 @@ class Place:
     offset_in_document: int
 
 
-class Maps(NamedTuple):
-    """One shard's arrays, as views of its mapped files."""
-
-    tokens: np.ndarray
-    ends: np.ndarray
-    loss: np.ndarray | None
-
-
 class Verified(NamedTuple):
     """What verify() read, and what a partial dataset does not have yet."""
 
@@ -82,7 +80,7 @@ class Split:
     name: str
     folder: Path
     shards: tuple[ShardEntry, ...]
-    maps: Callable[[str, str, int], Maps] = dataclasses.field(repr=False)  # (source, split, i)
+    maps: Callable[[str, str, int, Part], np.ndarray] = dataclasses.field(repr=False)  # (source, split, i, part)
     path: Callable[[str, FileEntry], Path] = dataclasses.field(repr=False)  # (source, entry)
 
     @functools.cached_property
@@ -100,33 +98,25 @@ class Split:
 
     def tokens(self, i: int) -> np.ndarray:
         """All tokens of shard i: a read-only view of the mapped file, u16 or u32."""
-        return self.maps(self.source, self.name, i).tokens
+        return self.maps(self.source, self.name, i, "tokens")
 
     def ends(self, i: int) -> np.ndarray:
         """u32 [documents]: the offset after each document's last token in shard i."""
-        return self.maps(self.source, self.name, i).ends
+        return self.maps(self.source, self.name, i, "ends")
 
     def loss(self, i: int) -> np.ndarray | None:
         """u8 [tokens]: 1 where the token is learnt from, as a label; None where all of the source's are."""
-        return self.maps(self.source, self.name, i).loss
+        return self.maps(self.source, self.name, i, "loss") if self.shards[i].loss else None
 
     def meta(self, i: int) -> pa.Table:
         """The metadata rows of shard i: id, file, row, tokens, score, language, and what else the source has."""
-        import pyarrow.parquet as pq
-
-        path = self.path(self.source, self.shards[i].meta)
-        table = pq.ParquetFile(path).read()
-        if table.num_rows != self.shards[i].document_count:
-            raise DataError(
-                f"{path}: {table.num_rows} rows for {self.shards[i].document_count} documents; pull or write it again"
-            )
-        return table
+        return metadata.read(self.path(self.source, self.shards[i].meta), self.shards[i].document_count)
 
     def documents(self) -> Iterator[Document]:
         """Documents in published order; the pieces of one that was longer than a shard are put together again."""
         held: Document | None = None
         for i, shard in enumerate(self.shards):
-            tokens, ends, _loss = self.maps(self.source, self.name, i)
+            tokens, ends = self.tokens(i), self.ends(i)
             goes_on = i + 1 < len(self.shards) and self.shards[i + 1].continues
             start = 0
             for row, meta in enumerate(self.meta(i).to_pylist()):
@@ -184,6 +174,11 @@ class Dataset:
     tokenizer: TokenizerInfo
     skeleton: Skeleton = dataclasses.field(repr=False)
     files: DatasetFiles = dataclasses.field(repr=False)
+    _forget: Callable[[], None] = dataclasses.field(repr=False)
+
+    def __reduce__(self) -> tuple[Callable[[Path], Dataset], tuple[Path]]:
+        """In another process it is opened again: maps cannot travel."""
+        return open_dataset, (self.root,)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -214,6 +209,29 @@ class Dataset:
         if check_hashes:
             in_parallel(lambda entry: check_file(self.root, entry), entries, progress)
 
+    def bytes_of(self, touched: Mapping[str, Iterable[int]]) -> int:
+        """The bytes of what training on these train shards reads."""
+        return sum(entry.bytes for entry in self.skeleton.touched_files(touched))
+
+    def evict(self, keep: Mapping[str, Iterable[int]], limit: int) -> bool:
+        """Of a partial dataset, delete train shards that are not in `keep` (they can be fetched again), oldest first,
+        until those that stay and those of `keep` together have at most `limit` bytes; true if any went.
+        """
+        kept = {entry.path: entry.bytes for entry in self.skeleton.touched_files(keep)}
+        every = {name: range(len(source.train)) for name, source in self.skeleton.sources.items()}
+        others = [entry for entry in self.skeleton.touched_files(every) if entry.path not in kept]
+        there = sizes(self.root, (entry.path for entry in others))
+        present = [(self.root / path, size) for path, size in there.items()]
+        excess = sum(kept.values()) + sum(size for _path, size in present) - limit
+        if excess <= 0 or not self.files.partial:
+            return False
+        for path, size in sorted(present, key=lambda item: item[0].stat().st_mtime_ns):
+            if excess > 0:
+                path.unlink(missing_ok=True)
+                excess -= size
+        self._forget()
+        return True
+
     def verify(self, progress: Progress = lambda done, total: None) -> Verified:
         """Read every file that is there and compare its sha256; `progress(files done, files in all)`.
 
@@ -237,7 +255,7 @@ class Dataset:
                 for i, shard in enumerate(split.shards):
                     prefix = self.skeleton.prefix(source.name)
                     if all(below(prefix, entry).path in there for entry in reading_files(shard)):
-                        _check_values(split, i)
+                        _check_values(source, split, i)
         size = sum(entry.bytes for entry in held)
         return Verified(len(held), size, len(absent), sum(entry.bytes for entry in absent.values()))
 
@@ -265,30 +283,43 @@ def open_dataset(path_or_uri: Path | str) -> Dataset:
     def path(source: str, entry: FileEntry) -> Path:
         return held.paths([below(skeleton.prefix(source), entry)])[0]
 
-    @functools.lru_cache(maxsize=MAPS)
-    def maps(name: str, split: str, i: int) -> Maps:
+    @functools.lru_cache(maxsize=_maps_at_a_time(len(skeleton.sources)))
+    def maps(name: str, split: str, i: int, part: Part) -> np.ndarray:
         source = skeleton.sources[name]
-        shard, prefix = source.shards(split)[i], skeleton.prefix(name)
-        tokens, ends, *loss = held.paths([below(prefix, entry) for entry in reading_files(shard)])
+        shard = source.shards(split)[i]
+        if part == "ends":
+            return map_ends(path(name, shard.ends), source.dtype, shard)
+        entry, kind = (shard.tokens, numpy_dtype(source.dtype)) if part == "tokens" else (shard.loss, np.uint8)
+        assert entry is not None
         # asarray drops the memmap subclass, whose slicing costs twice the time of the copy.
-        return Maps(
-            np.asarray(np.memmap(tokens, numpy_dtype(source.dtype), "r")),
-            map_ends(ends, source.dtype, shard),
-            np.asarray(np.memmap(loss[0], np.uint8, "r")) if loss else None,
-        )
+        return np.asarray(np.memmap(path(name, entry), kind, "r"))
 
     sources = {}
     for name, source in skeleton.sources.items():
         folder = root / skeleton.prefix(name)
         splits = {s: Split(name, s, folder, tuple(source.shards(s)), maps, path) for s in SPLITS}
         sources[name] = Source(name, folder, source, splits)
-    return Dataset(root, skeleton.manifest, sources, tokenizer, skeleton, held)
+    return Dataset(root, skeleton.manifest, sources, tokenizer, skeleton, held, maps.cache_clear)
 
 
-def _check_values(split: Split, i: int) -> None:
-    shard = split.shards[i]
-    if np.any(np.diff(split.ends(i).astype(np.int64)) <= 0):
-        raise DataError(f"{split.folder / shard.ends.path}: its ends do not ascend; write the source again")
-    loss = split.loss(i)
-    if shard.loss is not None and loss is not None and int(loss.max(initial=0)) > 1:
-        raise DataError(f"{split.folder / shard.loss.path}: holds other values than 0 and 1; write the source again")
+def shards_at_a_time(sources: int) -> int:
+    """How many shards are worth keeping at hand."""
+    return max(256, sources * GROUPS * GROUP_SHARDS)
+
+
+def _maps_at_a_time(sources: int) -> int:
+    """Files to keep mapped. Each holds a descriptor: the limit is raised for them, as far as the system lets us."""
+    wanted = 3 * shards_at_a_time(sources)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(min(wanted, soft - OTHER_FILES), 16)
+    return wanted
+
+
+def _check_values(source: Source, split: Split, i: int) -> None:
+    meta = split.folder / split.shards[i].meta.path  # a partial dataset may not have it: nothing is fetched to verify
+    arrays = Arrays(split.tokens(i), split.ends(i), split.loss(i), meta if meta.is_file() else None)
+    check_values(split.folder, source.manifest, split.name, i, arrays)

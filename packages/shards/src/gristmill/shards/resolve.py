@@ -9,9 +9,10 @@ from fractions import Fraction
 
 import numpy as np
 
+from gristmill.base.config import nearest
 from gristmill.base.errors import UsageError
 from gristmill.shards import packing
-from gristmill.shards.caps import QUANTA, redistributed, refuse_shortage, rounded
+from gristmill.shards.caps import redistributed, refuse_shortage, rounded
 from gristmill.shards.mixture import ALL, Mixture, MixturePhase
 from gristmill.shards.phase import SPREAD, Phase
 from gristmill.shards.plan import Packing, Plan, PlannedSource
@@ -46,6 +47,7 @@ def plan(
         raise UsageError(
             f"mixture {mixture.name}: best-fit rows have one length; with phases of several use concat packing"
         )
+    _check_epochs(mixture, dataset)
     weights = [_resolve(mixture, phase.weights, dataset) for phase, _first, _length in bounds]
     names = [name for name in sorted(dataset.sources) if any(name in some for some in weights)]
     sources = [_planned(mixture, dataset, name, unit, pack) for name in names]
@@ -95,7 +97,7 @@ def _phase_bounds(
                 f"mixture {mixture.name}: phase {phase.name!r} starts at {start:,} tokens (at {first:,}, rounded up to "
                 f"{step:,}s), not after phase {bounds[-1][0].name!r}: leave each a longer stretch"
             )
-        if phase.from_share and first >= tokens:
+        if start < tokens <= first:
             raise UsageError(
                 f"mixture {mixture.name}: phase {phase.name!r} starts at {start:,} of {tokens:,} tokens; rounded up to "
                 f"{step:,}s nothing is left of it: raise the budget, or let it start earlier"
@@ -133,7 +135,7 @@ def _by_rows(weights: dict[str, int], dataset: Dataset, sources: Sequence[Planne
     }
     needed = {name: weight / fill[name] for name, weight in weights.items()}
     total = sum(needed.values(), Fraction(0))
-    return rounded({name: share / total for name, share in needed.items()}, frozenset(), QUANTA[0])
+    return rounded({name: share / total for name, share in needed.items()})
 
 
 def _part(mixture: Mixture, source: PlannedSource, tokens: int) -> PlannedSource:
@@ -144,9 +146,16 @@ def _part(mixture: Mixture, source: PlannedSource, tokens: int) -> PlannedSource
             f"least {tokens:,} (now {mixture.target_tokens:,})"
         )
     wanted = max(-(-source.windows * tokens // mixture.target_tokens), 1)
-    left = wanted - source.window_starts[:-1]
-    kept = np.clip(left, 0, np.asarray(source.shard_windows, np.int64))
-    return dataclasses.replace(source, shard_windows=tuple(kept[kept > 0].tolist()))
+    kept = np.clip(wanted - source.window_starts[:-1], 0, np.asarray(source.shard_windows, np.int64))
+    return dataclasses.replace(source, shard_windows=tuple(np.trim_zeros(kept, "b").tolist()))
+
+
+def _check_epochs(mixture: Mixture, dataset: Dataset) -> None:
+    for name in mixture.max_epochs:
+        if name != "default" and name not in dataset.sources:
+            raise UsageError(
+                f"mixture {mixture.name}: max_epochs: the dataset has no source {name}{nearest(name, dataset.sources)}"
+            )
 
 
 def _resolve(mixture: Mixture, weights: dict[str, int], dataset: Dataset) -> dict[str, int]:
@@ -168,4 +177,4 @@ def _resolve(mixture: Mixture, weights: dict[str, int], dataset: Dataset) -> dic
     total, all_tokens = sum(weights.values()), sum(sizes.values())
     shares = {name: Fraction(weight, total) for name, weight in weights.items() if name != ALL}
     shares |= {name: Fraction(weights[ALL] * size, total * all_tokens) for name, size in sizes.items()}
-    return rounded({name: shares[name] for name in sorted(shares)}, frozenset(), QUANTA[0])
+    return rounded({name: shares[name] for name in sorted(shares)})

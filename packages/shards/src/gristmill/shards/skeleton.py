@@ -1,7 +1,7 @@
 """All of a dataset but its shard files: the manifests, what they list, and in which order it is exchanged.
 
-Shard files never change under their names; the rest does, manifest.json last. A dataset's folder, what is published,
-and what a partial pull brings are all read through this.
+Shard files and the manifests of sources never change under their names; the rest does, manifest.json last. A dataset's
+folder, what is published, and what a partial pull brings are all read through this.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from gristmill.base import files
@@ -24,12 +24,15 @@ from gristmill.shards.manifest import (
     load_dataset_manifest,
     load_source_manifest,
     other_files,
+    with_content_id,
 )
 
 CARD = "README.md"
 ORIGIN = "origin.json"
-# What a version of a dataset may leave behind for the next: nothing else in a folder or repository is ever deleted.
-OURS = re.compile(r"sources/[^/]+/(manifest\.json|(valid/)?(tokens|ends|meta|loss)/.+)|mixtures/[^/]+\.toml")
+# The files that belong to one source, below its folder, and their names while they are written.
+OF_SOURCE = re.compile(r"manifest(-\w+)?\.json|\.manifest[^/]*|(valid/)?(tokens|ends|meta|loss)/.+")
+# Whatever a manifest lists: nothing of another form is ever deleted.
+OURS = re.compile(rf".+/({OF_SOURCE.pattern})|mixtures/[^/]+\.toml|tokenizer\.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +72,34 @@ class Skeleton:
                     raise UsageError(f"{self.folder}: source {name} has {len(train)} train shards, no number {number}")
                 yield from (below(prefix, entry) for entry in reading_files(train[number]))
 
+    def manifest_files(self) -> Iterator[FileEntry]:
+        """The manifests of the sources."""
+        for entry in self.manifest.sources.values():
+            size = (self.folder / entry.path).stat().st_size
+            yield FileEntry(path=entry.path, bytes=size, sha256=entry.sha256)
+
     def mutable(self) -> list[str]:
         """The paths whose content differs between versions, in the order of their exchange: manifest.json last."""
-        sources = [entry.path for entry in self.manifest.sources.values()]
         others = [entry.path for entry in other_files(self.manifest)]
-        return [*sources, *others, *([CARD] if (self.folder / CARD).is_file() else []), MANIFEST]
+        return [*others, *([CARD] if (self.folder / CARD).is_file() else []), MANIFEST]
 
-    def strangers(self, there: Iterable[str]) -> list[str]:
-        """Those of the paths `there` that an earlier version left: of the form of ours, but not listed."""
-        listed = {entry.path for entry in self.shard_files()}.union(self.mutable())
-        return sorted(path for path in there if OURS.fullmatch(path) and path not in listed)
+    def listed(self) -> frozenset[str]:
+        """What the manifests list: all but manifest.json and the card."""
+        entries = (*self.shard_files(), *self.manifest.sources.values(), *other_files(self.manifest))
+        return frozenset(entry.path for entry in entries)
+
+    def strangers(self, there: Iterable[str], before: Set[str] = frozenset()) -> list[str]:
+        """Those of the paths `there` that go once this version stands: what the version `before` listed and this one
+        does not, and what cut transfers left in the folders of its sources. Other sources, other mixtures and whatever
+        else is there are not ours to delete."""
+        listed, prefixes = self.listed().union(self.mutable()), [f"{self.prefix(name)}/" for name in self.sources]
+
+        def goes(path: str) -> bool:
+            if path in before:
+                return OURS.fullmatch(path) is not None
+            return any(path.startswith(prefix) and OF_SOURCE.fullmatch(path, len(prefix)) for prefix in prefixes)
+
+        return sorted(path for path in there if path not in listed and goes(path))
 
     def check_complete(self) -> None:
         """Every listed file is there with its size; nothing is read.
@@ -105,6 +126,16 @@ def read_skeleton(folder: Path) -> Skeleton:
     skeleton = Skeleton(folder, manifest, sources)
     refuse_unsafe((entry.path for entry in skeleton.shard_files()), folder)
     return skeleton
+
+
+def between(before: DatasetManifest, after: DatasetManifest) -> DatasetManifest:
+    """`before` without the mixtures and the tokenizer that `after` changes: it may stand while they are exchanged."""
+    new = {entry.path: entry for entry in other_files(after)}
+    mixtures = [entry for entry in before.mixtures if new.get(entry.path, entry) == entry]
+    tokenizer = before.tokenizer_file
+    if tokenizer is not None and new.get(tokenizer.path, tokenizer) != tokenizer:
+        tokenizer = None
+    return with_content_id(before.model_copy(update={"mixtures": mixtures, "tokenizer_file": tokenizer}))
 
 
 def check_paths(manifest: DatasetManifest) -> None:

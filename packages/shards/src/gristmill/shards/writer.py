@@ -30,6 +30,7 @@ from gristmill.shards.manifest import (
     SourceEntry,
     SourceManifest,
     TokenizerInfo,
+    load_dataset_manifest,
     manifest_bytes,
     one_tokenizer,
     read_source_manifest,
@@ -37,12 +38,14 @@ from gristmill.shards.manifest import (
     with_content_id,
 )
 from gristmill.shards.mixture import load_mixture
+from gristmill.shards.skeleton import between
 from gristmill.shards.writing import build, spool
 from gristmill.shards.writing.documents import META_COLUMNS, ColumnType, Form
 from gristmill.shards.writing.processes import Each, here, processes
 
 SHARD_TOKENS = 2**26  # 128 MiB of u16
 RAMP = (2**22, 2**22, 2**23, 2**24, 2**25)  # small shards first, so that a smoke run downloads little
+NAME_LENGTH = 96  # as manifest.Name has it
 COLUMN_PATTERN = r"[^\W_][\w.-]{0,95}"
 SPOOL_VERSION = 1
 TOKENIZER = "tokenizer.json"
@@ -67,12 +70,14 @@ class SourceSpec:
     columns: dict[str, ColumnType] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.match(NAME_PATTERN, self.name):
-            raise UsageError(f"source name {self.name!r}: use letters, digits, '.', '_' and '-' only")
+        if not re.fullmatch(NAME_PATTERN, self.name) or len(self.name) > NAME_LENGTH:
+            raise UsageError(
+                f"source name {self.name!r}: use letters, digits, '.', '_' and '-' only, at most {NAME_LENGTH}"
+            )
         if not 0 <= self.valid_fraction < 1:
             raise UsageError(f"source {self.name}: valid_fraction {self.valid_fraction} must be at least 0 and under 1")
         try:
-            files.canonical_json([self.recipe, self.inputs])
+            files.fingerprint([self.recipe, self.inputs])
         except (TypeError, ValueError) as error:
             raise UsageError(f"source {self.name}: recipe and inputs must be plain JSON: {error}") from None
         for column, kind in self.columns.items():
@@ -112,12 +117,11 @@ def write_source(
     kill: parts that are spooled and shards that are written are not made again. Without one every call starts afresh.
     `progress(tokens written, tokens in all)` is called from when all parts are spooled.
 
-    Until the new source manifest is written the dataset that stands in `folder` stays valid; from then until
-    write_manifest, `folder` has no manifest.json.
+    The dataset that stands in `folder` stays as it is: write_manifest, which comes last, exchanges it for the new one.
 
     Raises:
-        DataError: a missing column, a null, a wrong type, an id outside the vocabulary, a loss mask that does not fit,
-            or a duplicate document id.
+        DataError: no document, a missing column, a null, a wrong type, an id outside the vocabulary, a loss mask that
+            does not fit, a duplicate document id; or a tokenizer that is not that of the sources in `folder`.
         GristmillError: another process writes the source, or a worker was killed.
     """
     if shard_tokens < 2 or shard_tokens >= 2**32 or min(ramp, default=1) < 1:
@@ -126,6 +130,8 @@ def write_source(
         )
     if workers < 1 or memory_tokens < 1:
         raise UsageError(f"workers ({workers}) and memory_tokens ({memory_tokens}) must be at least 1")
+    others = {name: manifest.tokenizer for name, (_path, manifest) in _written(folder).items() if name != spec.name}
+    one_tokenizer({**others, spec.name: spec.tokenizer}, folder)
     target, scratch = folder / "sources" / spec.name, folder / f".spool-{spec.name}"
     form = Form(spec.tokenizer, spec.salt, spec.columns)
     named = parts if isinstance(parts, Mapping) else {"": lambda: parts}
@@ -137,6 +143,8 @@ def write_source(
         runs = [scratch / run for part in spooled for run in part.runs]
         threshold = 2**64 - int(spec.valid_fraction * 2**64)
         planned = build.plan_shards(runs, sum(part.documents for part in spooled), threshold, shard_tokens, ramp)
+        if not planned:
+            raise DataError(f"source {spec.name}: the input holds no document")
         entries: dict[tuple[str, int], ShardEntry] = {}
         done, total = 0, sum(shard.tokens for shard in planned)
         missing: list[build.PlannedShard] = []
@@ -165,27 +173,26 @@ def write_source(
                 valid=split["valid"],
             )
         )
-        _exchange(folder, target, manifest)
-        _remove_strangers(target, manifest)
+        _write_bytes(target / MANIFEST, manifest_bytes(manifest))
     return manifest
 
 
 def write_manifest(folder: Path, mixtures: Sequence[Path] = (), tokenizer: Path | None = None) -> DatasetManifest:
     """Collect FOLDER/sources/*, copy `mixtures` and the tokenizer.json in, write the card and, last, manifest.json.
 
-    Mixtures and the tokenizer.json that already stand in FOLDER stay listed.
+    Sources, mixtures and the tokenizer.json that already stand in FOLDER stay listed. A source's manifest.json is what
+    write_source left; the dataset lists a copy under a name that carries its hash, so that a version stands as a whole
+    or not at all. What only the version before listed is removed at the end.
 
     Raises:
         DataError: no sources, sources of different tokenizers, a manifest that cannot be read, or a `tokenizer` that is
             not the one that wrote the shards.
         UsageError: a mixture that is no mixture.
     """
-    manifests = {path.parent.name: read_source_manifest(path) for path in sorted(folder.glob(f"sources/*/{MANIFEST}"))}
-    if not manifests:
+    written = _written(folder)
+    if not written:
         raise DataError(f"{folder / 'sources'}: no source is written there; write_source comes first")
-    for name, manifest in manifests.items():
-        if manifest.name != name:
-            raise DataError(f"{folder / 'sources' / name / MANIFEST}: names the source {manifest.name!r}, not {name!r}")
+    manifests = {name: manifest for name, (_path, manifest) in written.items()}
     known = one_tokenizer({name: manifest.tokenizer for name, manifest in manifests.items()}, folder)
     if tokenizer is not None and files.sha256_file(tokenizer) != known.sha256:
         raise DataError(f"{tokenizer}: not the tokenizer that wrote the shards (sha256 {known.sha256[:12]})")
@@ -193,23 +200,42 @@ def write_manifest(folder: Path, mixtures: Sequence[Path] = (), tokenizer: Path 
     loaded = [load_mixture(path) for _name, path in sorted(texts.items())]
     columns = [_columns(folder / "sources" / name, manifest) for name, manifest in manifests.items()]
     alike = len({str(schema) for schema in columns if schema is not None}) <= 1
-    (folder / MANIFEST).unlink(missing_ok=True)  # until the new one stands, this is no dataset
-    for path in mixtures:
-        _write_bytes(folder / "mixtures" / path.name, path.read_bytes())
     standing = folder / TOKENIZER
-    if tokenizer is not None:
-        _write_bytes(standing, tokenizer.read_bytes())
-    has_tokenizer = standing.is_file() and files.sha256_file(standing) == known.sha256
+    if tokenizer is None and standing.is_file() and files.sha256_file(standing) == known.sha256:
+        tokenizer = standing
     dataset = with_content_id(
         DatasetManifest(
-            sources={name: _source_entry(folder, name) for name in manifests},
-            mixtures=[_file_entry(folder, folder / "mixtures" / name) for name in sorted(texts)],
-            tokenizer_file=_file_entry(folder, standing) if has_tokenizer else None,
+            sources={name: _source_entry(folder, path) for name, (path, _manifest) in written.items()},
+            mixtures=[_file_entry(f"mixtures/{name}", path) for name, path in sorted(texts.items())],
+            tokenizer_file=_file_entry(TOKENIZER, tokenizer) if tokenizer is not None else None,
         )
     )
+    if (folder / MANIFEST).is_file():  # while mixtures are exchanged, a manifest stands that does not list them
+        _write_bytes(folder / MANIFEST, manifest_bytes(between(load_dataset_manifest(folder), dataset)))
+    for path in mixtures:
+        _write_bytes(folder / "mixtures" / path.name, path.read_bytes())
+    if tokenizer is not None and tokenizer != standing:
+        _write_bytes(standing, tokenizer.read_bytes())
     files.write_text(folder / "README.md", card.card(manifests, loaded, alike))
     _write_bytes(folder / MANIFEST, manifest_bytes(dataset))
+    for name, manifest in manifests.items():
+        _remove_strangers(folder / "sources" / name, manifest, Path(dataset.sources[name].path).name)
     return dataset
+
+
+def _written(folder: Path) -> dict[str, tuple[Path, SourceManifest]]:
+    """The sources of a folder by name: as write_source left them, else as the dataset that stands there lists them."""
+    found = {path.parent.name: path for path in folder.glob(f"sources/*/{MANIFEST}")}
+    if (folder / MANIFEST).is_file():
+        for name, entry in load_dataset_manifest(folder).sources.items():
+            path = files.safe_join(folder, entry.path)
+            if path.is_file():
+                found.setdefault(name, path)
+    written = {name: (path, read_source_manifest(path)) for name, path in sorted(found.items())}
+    for name, (path, manifest) in written.items():
+        if manifest.name != name:
+            raise DataError(f"{path}: names the source {manifest.name!r}, not {name!r}")
+    return written
 
 
 def _spool(scratch: Path, form: Form, parts: Mapping[str, Any], each: Each, memory_tokens: int) -> list[spool.Part]:
@@ -228,22 +254,13 @@ def _spool(scratch: Path, form: Form, parts: Mapping[str, Any], each: Each, memo
     return spooled
 
 
-def _exchange(folder: Path, target: Path, manifest: SourceManifest) -> None:
-    """Put the source's new manifest in place. The dataset's goes first: it holds the hash of the old one."""
-    data = manifest_bytes(manifest)
-    path = target / MANIFEST
-    if not (path.is_file() and path.read_bytes() == data):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        _write_bytes(path, data)
-
-
-def _remove_strangers(target: Path, manifest: SourceManifest) -> None:
-    """Delete shard files of an earlier version of the source, and what a killed writer left half written."""
-    listed = {entry.path for entry in source_files(manifest)}
-    for part in ("tokens", "ends", "meta", "loss", "valid"):
-        for path in sorted((target / part).rglob("*")):
-            if path.is_file() and path.relative_to(target).as_posix() not in listed:
-                path.unlink()
+def _remove_strangers(target: Path, manifest: SourceManifest, listed_as: str) -> None:
+    """Delete shard files and manifests of earlier versions of the source, and what a killed writer left behind."""
+    listed = {entry.path for entry in source_files(manifest)} | {MANIFEST, listed_as}
+    inside = [path for part in ("tokens", "ends", "meta", "loss", "valid") for path in (target / part).rglob("*")]
+    for path in (*inside, *target.glob("manifest-*.json"), *target.glob(".manifest*")):
+        if path.is_file() and path.relative_to(target).as_posix() not in listed:
+            path.unlink()
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -260,10 +277,14 @@ def _columns(target: Path, manifest: SourceManifest) -> pa.Schema | None:
     return None
 
 
-def _file_entry(root: Path, path: Path) -> FileEntry:
-    return FileEntry(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=files.sha256_file(path))
+def _file_entry(name: str, path: Path) -> FileEntry:
+    return FileEntry(path=name, bytes=path.stat().st_size, sha256=files.sha256_file(path))
 
 
-def _source_entry(root: Path, name: str) -> SourceEntry:
-    relative = f"sources/{name}/{MANIFEST}"
-    return SourceEntry(path=relative, sha256=files.sha256_file(root / relative))
+def _source_entry(root: Path, path: Path) -> SourceEntry:
+    """The entry of a source's manifest, under the name that carries its hash."""
+    sha256 = files.sha256_file(path)
+    named = path.with_name(f"manifest-{sha256[:8]}.json")
+    if not (named.is_file() and files.sha256_file(named) == sha256):
+        _write_bytes(named, path.read_bytes())
+    return SourceEntry(path=named.relative_to(root).as_posix(), sha256=sha256)

@@ -57,7 +57,9 @@ class TrainConfig:
     threads: int = 1
     """CPU threads. Part of the configuration: another number may round sums differently."""
     seed: int = 0
-    """Of the initial weights and of the data order."""
+    """Of the initial weights."""
+    data_seed: int | None = None
+    """Of the data order; None: the mixture's own."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     checkpoint_every: int = 200
@@ -68,6 +70,9 @@ class TrainConfig:
     """Steps between validations; the last step always has one. 0: only the last."""
     validate_tokens: int = 50_000
     """Validation reads whole documents of each source's valid split until it has this many tokens. 0: no validation."""
+    disk_gb: float = 0.0
+    """Of data that is elsewhere, keep so many gigabytes of shards here, fetched ahead while training. 0: fetch all that
+    the run reads before it starts, and keep it."""
     check_shards: bool = True
     """First compare the sha256 of all shards that the run will read: about a second per gigabyte and core."""
     model: ModelSection = field(default_factory=ModelSection)
@@ -107,7 +112,7 @@ class TrainConfig:
 
 
 # Pinned by content (the plan's hash and the tokenizer's), or of no effect on the result.
-_DECIDES_NOTHING = ("mixture", "data", "output", "tokenizer", "check_shards")
+_DECIDES_NOTHING = ("mixture", "data", "output", "tokenizer", "check_shards", "disk_gb")
 
 
 def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:

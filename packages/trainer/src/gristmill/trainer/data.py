@@ -67,14 +67,20 @@ def open_training(config: TrainConfig) -> TrainingData:
         chosen,
         dataset,
         config.batch.sequence,
-        config.seed,
+        config.data_seed,
         config.steps * config.batch.tokens,
         pack=config.packing,
         match_repetition=config.match_repetition,
         align=config.batch.tokens,
     )
-    with Progress("check shards", total=0, unit="files") as progress:
-        dataset.require(plan.touched(), progress.of, config.check_shards)
+    if odd := [phase for phase in plan.phases if config.batch.tokens % phase.length]:
+        raise UsageError(
+            f"mixture {plan.mixture}: phase {odd[0].name!r} has sequences of {odd[0].length} tokens, and a step of "
+            f"{config.batch.tokens} (batch.sequence x batch.sequences) is no multiple of that"
+        )
+    if not (config.disk_gb and dataset.files.partial):  # else they come, checked, as the run goes
+        with Progress("check shards", total=0, unit="files") as progress:
+            dataset.require(plan.touched(), progress.of, config.check_shards)
     return TrainingData(dataset, plan, find_tokenizer(config.tokenizer, dataset))
 
 

@@ -162,7 +162,8 @@ def _run_steps(run: _Run, stopped: list[int]) -> None:
     config, first = run.config, run.position
     device = run.model.embedding_VD.device
     events = EventLog(run.folder / "events.jsonl", first.step if first.step else -1)
-    batches = Batches(run.data.plan, run.data.dataset, config.batch.tokens, first.next_sequence)
+    disk = int(config.disk_gb * 1e9)
+    batches = Batches(run.data.plan, run.data.dataset, config.batch.tokens, first.next_sequence, disk_bytes=disk)
     source = iter(batches)
     started = time.perf_counter()
     with (

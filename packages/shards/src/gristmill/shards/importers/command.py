@@ -37,10 +37,13 @@ def import_(
         valid_fraction: The share of documents that is held out for validation.
         workers: Processes.
     """
+    from gristmill.base.errors import UsageError
     from gristmill.base.progress import Progress
     from gristmill.shards.importers.api import import_source
     from gristmill.shards.writer import write_manifest
 
+    if taken := next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None):
+        raise UsageError(f"--output {output}: {taken} is a file; give a folder")
     with Progress("import", 0, "tokens") as progress:
         done = import_source(
             kind, inputs, output, source, tokenizer,

@@ -15,21 +15,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gristmill.base import files
-from gristmill.base.errors import DataError, GristmillError
+from gristmill.base.errors import DataError, GristmillError, UsageError
+from gristmill.base.terminal import shown
 from gristmill.shards.manifest import (
     MANIFEST,
     FileEntry,
     SourceEntry,
     check_size,
     load_dataset_manifest,
+    manifest_bytes,
     other_files,
 )
 from gristmill.shards.remote.folder import FolderStore
 from gristmill.shards.remote.lock import locked
 from gristmill.shards.remote.opening import open_store
 from gristmill.shards.remote.places import parse
-from gristmill.shards.remote.stores import Progress, Store, Unreachable, in_parallel
-from gristmill.shards.skeleton import CARD, ORIGIN, Skeleton, check_paths, read_skeleton, sizes
+from gristmill.shards.remote.stores import NOTHING, Progress, Standing, Store, Unreachable, in_parallel
+from gristmill.shards.skeleton import CARD, ORIGIN, Skeleton, between, check_paths, read_skeleton, sizes
 
 ARRIVING = ".arriving"  # what has come but is not checked; kept after a failure
 VERSIONS = "versions"  # in the cache: a folder for each version of a dataset, equal files linked
@@ -64,8 +66,49 @@ def fetch_skeleton(store: Store, folder: Path) -> Skeleton:
     return read_skeleton(staging)
 
 
-def install(skeleton: Skeleton, folder: Path) -> None:
-    """Put a skeleton whose shards are in `folder` in its place there; with its manifest.json the new version stands."""
+def claim(skeleton: Skeleton, folder: Path, store: Store, before: Standing, replace: bool) -> None:
+    """Mark the folder as one that a pull has begun to fill.
+
+    Raises:
+        UsageError: it has sources that the new version lacks; or a card, a tokenizer or a mixture that no dataset in it
+            lists, and the new version brings another.
+    """
+    mark = folder / ARRIVING / ORIGIN
+    begun = mark.is_file() or (folder / ORIGIN).is_file()
+    try:
+        before.refuse_loss(skeleton, folder, replace)
+        if not (replace or begun):
+            _refuse_foreign(skeleton, folder, before)
+    except UsageError:
+        if not begun:
+            clear(folder)
+        raise
+    files.write_json(mark, {"uri": str(store)})
+
+
+def _refuse_foreign(skeleton: Skeleton, folder: Path, before: Standing) -> None:
+    ours = before.listed | ({CARD, MANIFEST} if before.manifest else set())
+    for path in skeleton.mutable():
+        here = files.safe_join(folder, path)
+        if path not in ours and here.exists() and here.read_bytes() != (skeleton.folder / path).read_bytes():
+            raise UsageError(
+                f"{here}: belongs to no dataset, and the one to come brings its own; move it away, choose another "
+                "folder, or give --replace"
+            )
+
+
+def install(skeleton: Skeleton, folder: Path, before: Standing = NOTHING) -> None:
+    """Put a skeleton whose shards are in `folder` in its place there; with its manifest.json the new version stands.
+
+    What of `before` is exchanged is not listed by the manifest that stands meanwhile.
+    """
+    for entry in skeleton.manifest_files():
+        _settle(skeleton.folder / entry.path, files.safe_join(folder, entry.path))
+    if before.manifest is not None:
+        interim = between(before.manifest, skeleton.manifest)
+        if interim != before.manifest:
+            with files.atomic_path(folder / MANIFEST) as temporary:
+                temporary.write_bytes(manifest_bytes(interim))
     for path in skeleton.mutable():
         _settle(skeleton.folder / path, files.safe_join(folder, path))
 
@@ -91,10 +134,10 @@ def bring(
     in_parallel(one, missing, progress)
 
 
-def remove_strangers(skeleton: Skeleton, folder: Path) -> None:
+def remove_strangers(skeleton: Skeleton, folder: Path, before: Standing) -> None:
     """Delete what `folder` has of versions before `skeleton`, which stands there now."""
     store = FolderStore(folder)
-    for path in skeleton.strangers(store.sizes()):
+    for path in skeleton.strangers(store.sizes(), before.listed):
         store.remove(path)
 
 
@@ -168,12 +211,15 @@ class DatasetFiles:
             if not missing:
                 return
             size = sum(entry.bytes for entry in missing)
-            print(f"{self.root}: fetching {_files(missing)}, {size:,} bytes, from {self.origin}", file=sys.stderr)
+            message = f"{self.root}: fetching {_files(missing)}, {size:,} bytes, from {self.origin}"
+            print(shown(message), file=sys.stderr)
             try:
                 bring(self._store, self.root, missing, progress)
             except Unreachable as error:
                 raise GristmillError(f"{self.root / missing[0].path}: not fetched yet, and now {error}") from None
-            clear(self.root)
+            shutil.rmtree(staging_of(self.root, self._store), ignore_errors=True)
+            with contextlib.suppress(OSError):  # a pull that was cut short has left something
+                (self.root / ARRIVING).rmdir()
 
 
 def _files(entries: Sequence[FileEntry]) -> str:
@@ -184,10 +230,24 @@ def _fetch(store: Store, path: str, staging: Path) -> Path:
     try:
         return store.fetch(path, staging)
     except FileNotFoundError:
-        about = "which its manifest lists: it has been published anew since, pull it again"
         if path == MANIFEST:
             about = "so it is no dataset of shards, or its publishing was cut short; push it again"
+        elif origin := _origin_of(store, staging):
+            about = (
+                f"for it is a partial dataset; pull from {origin}, or complete it first: `shards pull {origin} FOLDER`"
+            )
+        else:
+            about = "which its manifest lists: it has been published anew since, pull it again"
         raise DataError(f"{store}: has no {path}, {about}") from None
+
+
+def _origin_of(store: Store, staging: Path) -> str | None:
+    """Where a place that is itself a partial dataset has its files from."""
+    try:
+        store.fetch(ORIGIN, staging)
+        return read_origin(staging)
+    except (FileNotFoundError, DataError):
+        return None
 
 
 def _check(store: Store, got: Path, entry: FileEntry | SourceEntry) -> None:

@@ -12,11 +12,12 @@ import urllib.parse
 from pathlib import Path
 
 from gristmill.base import files
+from gristmill.base.errors import DataError
 from gristmill.shards.manifest import MANIFEST
 from gristmill.shards.remote import arrivals
 from gristmill.shards.remote.lock import locked
 from gristmill.shards.remote.opening import open_store
-from gristmill.shards.remote.places import HubAddress, UrlAddress, parse
+from gristmill.shards.remote.places import HubAddress, UrlAddress, or_the_hub, parse
 from gristmill.shards.remote.stores import Store, Unreachable
 
 
@@ -32,6 +33,8 @@ def local_folder(path_or_uri: Path | str) -> Path:
     """
     place = parse(path_or_uri)
     if isinstance(place, Path):
+        if hint := or_the_hub(place):
+            raise DataError(f"{place}: no such folder{hint}")
         return place
     store = open_store(place)
     base, revision = _base(place), "newest"

@@ -12,8 +12,9 @@ from gristmill.base import files
 from gristmill.base.errors import DataError
 from gristmill.shards.manifest import MANIFEST
 from gristmill.shards.remote.lock import locked
+from gristmill.shards.remote.places import or_the_hub
 from gristmill.shards.remote.stores import Progress, altered, publish_files
-from gristmill.shards.skeleton import Skeleton
+from gristmill.shards.skeleton import ORIGIN, Skeleton
 
 DATASET_FOLDERS = ("sources", "mixtures")
 
@@ -35,7 +36,10 @@ class FolderStore:
     def _version(self) -> str:
         path = self.folder / MANIFEST
         if not path.is_file():
-            raise DataError(f"{path}: no such file: not a dataset, or one whose writing or download was cut short")
+            raise DataError(
+                f"{path}: no such file: not a dataset, or one whose writing or download was cut short"
+                f"{or_the_hub(self.folder)}"
+            )
         return files.sha256_file(path)[:40]
 
     def pinned(self) -> FolderStore:
@@ -49,9 +53,10 @@ class FolderStore:
         shutil.copyfile(origin, target)
         return target
 
-    def publish(self, skeleton: Skeleton, progress: Progress) -> None:
+    def publish(self, skeleton: Skeleton, progress: Progress, replace: bool = False) -> None:
         with locked(self.folder):
-            publish_files(self, skeleton, progress)
+            publish_files(self, skeleton, progress, replace)
+            (self.folder / ORIGIN).unlink(missing_ok=True)  # what was partial is complete now
 
     def sizes(self) -> dict[str, int]:
         """As far as it is about datasets; whatever else is in the folder is not looked at."""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gristmill.base import files
 from gristmill.base.errors import DataError, GristmillError, UsageError
-from gristmill.shards.manifest import FileEntry
+from gristmill.shards.manifest import MANIFEST, FileEntry
 from gristmill.shards.remote.places import HubAddress
-from gristmill.shards.remote.stores import Progress, Unreachable, altered
+from gristmill.shards.remote.stores import NOTHING, Progress, Standing, Unreachable, altered, read_standing
 from gristmill.shards.skeleton import Skeleton
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class HubStore:
             raise FileNotFoundError(path)
         return Path(got)
 
-    def publish(self, skeleton: Skeleton, progress: Progress) -> None:
+    def publish(self, skeleton: Skeleton, progress: Progress, replace: bool = False) -> None:
         attempt(
             self.place,
             lambda: self._api.create_repo(
@@ -93,10 +93,14 @@ class HubStore:
         for _ in range(ROUNDS):
             head = self._head()
             there = self._tree(head)
-            missing = [entry for entry in skeleton.shard_files() if not _same(there.get(entry.path), skeleton, entry)]
+            here = HubStore(self.place, self.token, commit=head)
+            before = read_standing(here, skeleton) if MANIFEST in there else NOTHING
+            before.refuse_loss(skeleton, self.place, replace)
+            entries = (*skeleton.shard_files(), *skeleton.manifest_files())
+            missing = [entry for entry in entries if not _same(there.get(entry.path), skeleton, entry)]
             if missing:
                 self._add(skeleton, missing, progress)
-            elif self._exchange(skeleton, head, there):
+            elif self._exchange(skeleton, head, there, before):
                 progress(1, 1)
                 return
         raise GristmillError(f"{self.place}: others commit to it all the time; push again when they have finished")
@@ -117,7 +121,7 @@ class HubStore:
         return {file.path: file for file in listed if isinstance(file, RepoFile)}
 
     def _add(self, skeleton: Skeleton, missing: list[FileEntry], progress: Progress) -> None:
-        """Commit shard files that nothing lists yet."""
+        """Commit shard files and manifests of sources that nothing lists yet."""
         from huggingface_hub import CommitOperationAdd
 
         def additions(some: Sequence[FileEntry]) -> Iterator[CommitOperationAdd]:
@@ -131,15 +135,15 @@ class HubStore:
 
         for start in range(0, len(missing), COMMIT_FILES):
             some = missing[start : start + COMMIT_FILES]
-            if self._commit(lambda some=some: list(additions(some)), f"Add {len(some)} shard files") is None:
+            if self._commit(lambda some=some: list(additions(some)), f"Add {len(some)} files of shards") is None:
                 return
             progress(start + len(some), len(missing) + 1)
 
-    def _exchange(self, skeleton: Skeleton, head: str, there: dict[str, RepoFile]) -> bool:
+    def _exchange(self, skeleton: Skeleton, head: str, there: dict[str, RepoFile], before: Standing) -> bool:
         """From `head`, which has all shard files, make the new version stand in one commit, and remove what is left of
         the old one, in the same commit if that is not too much for one. False where others have committed meanwhile."""
         changed = [path for path in skeleton.mutable() if not _same_file(there.get(path), skeleton.folder / path)]
-        left = skeleton.strangers(there)
+        left = skeleton.strangers(there, before.listed)
         title = f"Publish {skeleton.manifest.content_id[:12]}"
         while changed or left:
             room = max(COMMIT_OPERATIONS - len(changed), 0)

@@ -61,8 +61,8 @@ class ObjectStore:
             self.fs.get_file(f"{self.root}/{path}", str(target))
         return target
 
-    def publish(self, skeleton: Skeleton, progress: Progress) -> None:
-        publish_files(self, skeleton, progress)
+    def publish(self, skeleton: Skeleton, progress: Progress, replace: bool = False) -> None:
+        publish_files(self, skeleton, progress, replace)
 
     def sizes(self) -> dict[str, int]:
         with self._spoken():

@@ -45,24 +45,30 @@ Place = Path | HubAddress | UrlAddress
 
 
 def parse(target: Path | str) -> Place:
-    """A folder, file://FOLDER, hf://datasets/ORG/NAME[@REVISION], another URL that fsspec knows, or ORG/NAME.
-
-    The last is on the Hub if there is no folder ORG.
+    """A folder, file://FOLDER, hf://datasets/ORG/NAME[@REVISION], or another URL that fsspec knows.
 
     Raises:
-        UsageError: an unknown scheme, an hf:// address that names no dataset, or a password or query in a URL.
+        UsageError: an unknown scheme, an hf:// address that names no dataset, a file:// of another machine, or a
+            password or query in a URL.
     """
     if isinstance(target, Path):
         return target
     if target.startswith("file://"):
-        return Path(urllib.request.url2pathname(urllib.parse.urlparse(target).path))
+        parts = urllib.parse.urlparse(target)
+        if parts.netloc not in ("", "localhost") or not parts.path:
+            raise UsageError(f"{target}: file:// takes a whole path of this machine: file:///FOLDER")
+        return Path(urllib.request.url2pathname(parts.path))
     if target.startswith("hf://"):
         return hub_address(target)
     if "://" in target:
         return _url_address(target)
-    if REPOSITORY.fullmatch(target) and not Path(target).parent.is_dir():
-        return HubAddress(target)
     return Path(target)
+
+
+def or_the_hub(folder: Path) -> str:
+    """What to add where there is no such folder and its name could be meant for the Hub."""
+    meant = REPOSITORY.fullmatch(str(folder)) is not None and not folder.exists()
+    return f"; if you mean the Hub, write {HUB_PREFIX}{folder}" if meant else ""
 
 
 def hub_address(target: str) -> HubAddress:

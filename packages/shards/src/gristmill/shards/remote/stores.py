@@ -1,23 +1,32 @@
-"""A place that holds a dataset, or is to hold one, behind one small interface; and the plain folder as such a place.
+"""A place that holds a dataset, or is to hold one, behind one small interface.
 
-Publishing never leaves a place half changed: shard files come under names that nothing listed had before, then the
-few files that change, manifest.json last, then what the new version no longer lists goes.
+Publishing never leaves a place half changed: shard files and the manifests of sources come under names that nothing
+listed had before, then the few files that change, manifest.json last, then what the new version no longer lists goes.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from gristmill.base import files
-from gristmill.base.errors import DataError, GristmillError
-from gristmill.shards.skeleton import Skeleton
+from gristmill.base.errors import DataError, GristmillError, UsageError
+from gristmill.shards.manifest import (
+    MANIFEST,
+    DatasetManifest,
+    load_dataset_manifest,
+    load_source_manifest,
+    manifest_bytes,
+    other_files,
+)
+from gristmill.shards.skeleton import Skeleton, below, between, check_paths, refuse_unsafe
 
 T = TypeVar("T")
 THREADS = 4  # transfers at a time
-DATASET_FOLDERS = ("sources", "mixtures")
 Progress = Callable[[int, int], None]  # files done, files in all
 
 
@@ -46,17 +55,18 @@ class Store(Protocol):
         """
         ...
 
-    def publish(self, skeleton: Skeleton, progress: Progress) -> None:
+    def publish(self, skeleton: Skeleton, progress: Progress, replace: bool = False) -> None:
         """Make the place hold the dataset of `skeleton`, whose files have their sizes. Sends only what is missing.
 
         Raises:
+            UsageError: what stands there has sources that `skeleton` lacks, or is no dataset, and `replace` is False.
             DataError: a file that was altered, by name; nothing that depends on it is published.
             GristmillError: the place refuses, or cannot be reached.
         """
         ...
 
 
-class FileStore(Protocol):
+class FileStore(Store, Protocol):
     """A place where files are written one by one."""
 
     def sizes(self) -> dict[str, int]:
@@ -74,15 +84,91 @@ class FileStore(Protocol):
     def remove(self, path: str) -> None: ...
 
 
-def publish_files(store: FileStore, skeleton: Skeleton, progress: Progress) -> None:
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What a place holds before a new version: its dataset's manifest, and the paths that this and those of its sources
+    list. None: there is no manifest.json, or one that cannot be read, for the reason `unreadable`."""
+
+    manifest: DatasetManifest | None = None
+    listed: frozenset[str] = frozenset()
+    unreadable: str = ""
+
+    def refuse_loss(self, skeleton: Skeleton, place: object, replace: bool) -> None:
+        """Before anything changes there.
+
+        Raises:
+            UsageError: `skeleton` would end sources that stand there, or take the place of what is no dataset.
+        """
+        if replace:
+            return
+        if self.unreadable:
+            raise UsageError(
+                f"{place}: its {MANIFEST} is none that can be read ({self.unreadable}); choose another place, or give "
+                "--replace to put this dataset there"
+            )
+        if lost := sorted(set(self.manifest.sources if self.manifest else ()) - set(skeleton.sources)):
+            raise UsageError(
+                f"{place}: what stands there has {', '.join(lost)}, which the new version lacks; add the new sources "
+                "to a copy of it, choose another place, or give --replace to delete what is not in the new version"
+            )
+
+
+NOTHING = Standing()
+
+
+def read_standing(store: Store, skeleton: Skeleton) -> Standing:
+    """What stands at a place that `skeleton` is to come to. Of a source whose manifest is damaged nothing is known."""
+    with tempfile.TemporaryDirectory(prefix="gristmill-") as scratch:
+        folder = Path(scratch)
+        try:
+            store.fetch(MANIFEST, folder)
+            manifest = load_dataset_manifest(folder)
+            check_paths(manifest)
+        except FileNotFoundError:
+            return NOTHING
+        except DataError as error:
+            return Standing(unreadable=str(error).removeprefix(f"{folder}/"))
+        listed = {entry.path for entry in (*manifest.sources.values(), *other_files(manifest))}
+        for name, entry in manifest.sources.items():
+            try:
+                if skeleton.manifest.sources.get(name) == entry:
+                    source = skeleton.sources[name]
+                else:
+                    store.fetch(entry.path, folder)
+                    source, _folder = load_source_manifest(folder, name, entry)
+                prefix = entry.path.rpartition("/")[0]
+                paths = [below(prefix, file).path for s in (*source.train, *source.valid) for file in s.files]
+                refuse_unsafe(paths, folder)
+            except (FileNotFoundError, DataError):
+                continue
+            listed.update(paths)
+        return Standing(manifest, frozenset(listed))
+
+
+def publish_files(store: FileStore, skeleton: Skeleton, progress: Progress, replace: bool) -> None:
     there = store.sizes()
+    before = read_standing(store, skeleton) if MANIFEST in there else NOTHING
+    before.refuse_loss(skeleton, store, replace)
+
+    def differs(path: str) -> bool:
+        return path not in there or not store.holds(path, skeleton.folder / path)
+
     missing = [entry for entry in skeleton.shard_files() if there.get(entry.path) != entry.bytes]
     in_parallel(lambda entry: store.put(entry.path, skeleton.folder / entry.path, entry.sha256), missing, progress, 1)
+    for entry in skeleton.manifest_files():
+        if differs(entry.path):
+            store.put(entry.path, skeleton.folder / entry.path, entry.sha256)
+    if before.manifest is not None:
+        interim = between(before.manifest, skeleton.manifest)
+        if interim != before.manifest:  # else who reads the old manifest would find another mixture than it lists
+            with tempfile.TemporaryDirectory(prefix="gristmill-") as scratch:
+                local = Path(scratch, MANIFEST)
+                local.write_bytes(manifest_bytes(interim))
+                store.put(MANIFEST, local, files.sha256_file(local))
     for path in skeleton.mutable():
-        local = skeleton.folder / path
-        if path not in there or not store.holds(path, local):
-            store.put(path, local, files.sha256_file(local))
-    in_parallel(store.remove, skeleton.strangers(there))
+        if differs(path):
+            store.put(path, skeleton.folder / path, files.sha256_file(skeleton.folder / path))
+    in_parallel(store.remove, skeleton.strangers(there, before.listed))
     progress(len(missing) + 1, len(missing) + 1)
 
 
