@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -76,6 +77,18 @@ def sha256_folder(folder: Path) -> str:
         if path.is_file() and not any(part.startswith(".") for part in relative.parts):
             total.update(f"{relative.as_posix()}\0{sha256_file(path)}\n".encode())
     return total.hexdigest()
+
+
+def limited_lines(stream: io.BufferedIOBase, limit: int) -> Iterator[bytes | int]:
+    """Lines, or the length of one that has over `limit` bytes: read past in pieces, never held."""
+    while line := stream.readline(limit + 1):
+        if len(line) <= limit or line.endswith(b"\n"):
+            yield line
+            continue
+        length = len(line)
+        while (piece := stream.readline(2**20)) and not piece.endswith(b"\n"):
+            length += len(piece)
+        yield length + len(piece)
 
 
 def canonical_json(value: Any) -> str:

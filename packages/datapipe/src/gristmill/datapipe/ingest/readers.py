@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from gristmill.base.files import limited_lines
+
 ZSTD_MAX_WINDOW = 2**27  # 128 MiB: `zstd --long=27`, the largest that the command line tool opens unasked
 FEED_BYTES = 2**12
 SAMPLE_CHARACTERS = 200
@@ -45,7 +47,7 @@ def _read_jsonl(path: Path, name: str, max_line_bytes: int) -> Iterator[Row | Ba
     number = 0
     with path.open("rb") as raw:
         try:
-            for line in _lines(_decompressed(raw, name), max_line_bytes):
+            for line in limited_lines(_decompressed(raw, name), max_line_bytes):
                 number += 1
                 if isinstance(line, int):
                     yield Bad(number, "line too long", f"{line:,} bytes, limit {max_line_bytes:,}")
@@ -110,18 +112,6 @@ def _decompressed(raw: BinaryIO, name: str) -> io.BufferedIOBase:
     elif lower.endswith(".zst"):
         stream = _Frames(raw, lambda: zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW).decompressobj())
     return io.BufferedReader(stream, 2**20)
-
-
-def _lines(stream: io.BufferedIOBase, limit: int) -> Iterator[bytes | int]:
-    """Lines, or the length of one that is over the limit: read past in pieces, never held."""
-    while line := stream.readline(limit + 1):
-        if len(line) <= limit or line.endswith(b"\n"):
-            yield line
-            continue
-        length = len(line)
-        while (piece := stream.readline(2**20)) and not piece.endswith(b"\n"):
-            length += len(piece)
-        yield length + len(piece)
 
 
 class _Frames(io.RawIOBase):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from gristmill.base.errors import DataError
+from gristmill.base.files import limited_lines
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_LINE_BYTES = 32 * 2**20
@@ -41,7 +42,7 @@ def read(path: Path) -> Iterator[tuple[int, list[Turn] | Bad]]:
     number = 0
     try:
         with pa.input_stream(str(path), compression=COMPRESSION.get(path.suffix.lower())) as stream:
-            for line in _lines(io.BufferedReader(stream, 2**20)):
+            for line in limited_lines(io.BufferedReader(stream, 2**20), MAX_LINE_BYTES):
                 number += 1
                 if isinstance(line, int):
                     yield number, Bad("line too long", f"{line:,} bytes, limit {MAX_LINE_BYTES:,}")
@@ -49,18 +50,6 @@ def read(path: Path) -> Iterator[tuple[int, list[Turn] | Bad]]:
                     yield number, _parse(line)
     except OSError as error:
         raise DataError(f"{path}: nothing after line {number:,} can be read ({error}); get the file again") from None
-
-
-def _lines(stream: io.BufferedIOBase) -> Iterator[bytes | int]:
-    """Lines, or the length of one that is over the limit: read past in pieces, never held."""
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
-        length = len(line)
-        while (piece := stream.readline(2**20)) and not piece.endswith(b"\n"):
-            length += len(piece)
-        yield length + len(piece)
 
 
 def _parse(line: bytes) -> list[Turn] | Bad:
