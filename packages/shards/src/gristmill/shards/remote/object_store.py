@@ -90,7 +90,7 @@ class ObjectStore:
         """What a filesystem raises, in one line. Each has its own classes of errors, and makes its own new attempts."""
         try:
             yield
-        except NotImplementedError:
+        except NotImplementedError:  # how fsspec says that a filesystem is read-only (http, zip)
             raise UsageError(f"{self}: this kind of place cannot be written to") from None
         except Exception as error:
             if or_missing and isinstance(error, FileNotFoundError):

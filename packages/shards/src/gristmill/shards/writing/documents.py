@@ -163,5 +163,5 @@ def _binary(values: np.ndarray, ends: np.ndarray) -> pa.Array:
 def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     try:
         return column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a value that does not fit; types without a cast
         raise DataError(f"column {field.name!r} cannot be {field.type}: {error}") from None
