@@ -1,31 +1,39 @@
-"""Runs a DAG of stages and steps over a run folder: only what is missing or stale, each output whole or absent.
+"""Runs a DAG over a run folder: only what is missing or stale, each output whole or absent.
 
-A piece of work (a partition of a stage, a whole step) is keyed by the content of everything that it depends on, so a
-re-run after any crash or edit does exactly the difference, and the bytes do not depend on workers or interruptions.
+A piece of work (a partition of a stage, a bucket of a shuffle, a whole step) is keyed by the content of everything that
+it depends on, so a re-run after any crash or edit does exactly the difference, and the bytes do not depend on workers
+or interruptions.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from gristmill.base.errors import GristmillError, PartialError
 from gristmill.base.files import fingerprint
 from gristmill.datapipe.ingest.ingest import Ingest, IngestJob, InputFile
+from gristmill.datapipe.workflow.buckets import Into
 from gristmill.datapipe.workflow.display import Display
 from gristmill.datapipe.workflow.executor import Executor, start
-from gristmill.datapipe.workflow.jobs import StageJob, StepJob
+from gristmill.datapipe.workflow.jobs import GatherJob, ScatterJob, StageJob, StepJob
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
 from gristmill.datapipe.workflow.lock import RunLock
 from gristmill.datapipe.workflow.record import NodeRecord, RunRecord
-from gristmill.datapipe.workflow.stage import Inputs, Node, Stage, Step
+from gristmill.datapipe.workflow.stage import Inputs, Node, Shuffle, Stage, Step
+
+KINDS: dict[type, str] = {Stage: "stage", Shuffle: "shuffle", Step: "step"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Output:
     sha256: str
     parts: dict[str, str]
     """File name of each partition, in row order, to its content hash. Empty where the output has no partitions."""
+    rows: dict[str, int]
+    """File name of each partition to its rows."""
 
 
 class Runner:
@@ -63,7 +73,7 @@ class Runner:
             self._ledger = Ledger(self.folder)
             self._record = RunRecord(self.folder, self.name)
             for node in (self.ingest, *self.nodes.values()):
-                kind = "stage" if isinstance(node, Stage) else "step" if isinstance(node, Step) else "ingest"
+                kind = next((word for kind, word in KINDS.items() if isinstance(node, kind)), "ingest")
                 self._record.add(NodeRecord(node.name, kind, list(dict.fromkeys(node.dependencies))))
             self._record.write()
             self._ledger.write_outputs({"documents": "documents", **{n.name: n.folder for n in self.nodes.values()}})
@@ -126,10 +136,12 @@ class Runner:
         started = time.monotonic()
         if isinstance(node, Stage):
             output = self._run_stage(node)
+        elif isinstance(node, Shuffle):
+            output = self._run_shuffle(node)
         elif isinstance(node, Step):
             output = self._run_step(node)
         else:
-            raise TypeError(f"node {node.name!r} is neither a Stage nor a Step")
+            raise TypeError(f"node {node.name!r} is neither a Stage, a Shuffle nor a Step")
         if node.name in self._ran:
             seconds = time.monotonic() - started
             self._set(node.name, status="done", seconds=round(seconds, 2))
@@ -165,10 +177,11 @@ class Runner:
         entries = [self._ledger.read(ingest.name, file.key) for file in files]
         done = [entry for entry in entries if entry is not None]
         parts = {part["name"]: part["sha256"] for entry in done for part in entry.counts["parts"]}
+        rows = {part["name"]: part["rows"] for entry in done for part in entry.counts["parts"]}
         _remove_others(folder, set(parts))
         _remove_others(self.folder / "quarantine", {f"{file.key}.jsonl" for file in files}, "*.jsonl")
         self._count_quarantine(done)
-        self.outputs[ingest.name] = Output(folder, fingerprint(parts), parts)
+        self.outputs[ingest.name] = Output(folder, fingerprint(parts), parts, rows)
         seconds = round(time.monotonic() - started, 2)
         counts = {"documents": sum(entry.rows for entry in done), "quarantined": self._record.quarantine["total"]}
         if pending:
@@ -207,27 +220,90 @@ class Runner:
         for part, sha256 in over.parts.items():
             previous = {name: self.outputs[name].parts[part] for name in stage.requires}
             keys[part] = fingerprint([identity, sha256, previous, needs])
-        pending = [part for part, key in keys.items() if not self._is_done(stage.name, part, key, folder / part)]
-        total, cached = len(keys), len(keys) - len(pending)
-        self._set(stage.name, partitions=total, partitions_done=cached, partitions_cached=cached, status="running")
-        if pending:
-            self._ran.add(stage.name)
-            for part in pending:
-                self._ledger.forget(stage.name, part)
-            self._display.begin(stage.name, total, cached)
-            job = StageJob(
-                stage, over.folder, {name: self.outputs[name].folder for name in stage.requires},
-                {name: self.outputs[name].folder for name in stage.needs}, folder, keys,
-            )  # fmt: skip
-            self._map(stage.name, job, pending, stage, lambda entry: entry["rows"], total, cached)
-        _remove_others(folder, set(keys))
-        self._ledger.prune(stage.name, set(keys))
-        entries = {part: self._ledger.read(stage.name, part) for part in keys}
-        parts = {part: entry.sha256 for part, entry in entries.items() if entry is not None}
-        self._set(stage.name, counts={"documents": sum(entry.rows for entry in entries.values() if entry is not None)})
-        return Output(folder, fingerprint(parts), parts)
+        job = StageJob(
+            stage, over.folder, {name: self.outputs[name].folder for name in stage.requires},
+            {name: self.outputs[name].folder for name in stage.needs}, folder, keys,
+        )  # fmt: skip
+        pending = self._pending(stage.name, keys, folder)
+        self._begin(stage, len(keys), len(keys) - len(pending))
+        self._pieces(stage, job, pending, len(keys), len(keys) - len(pending))
+        output = self._partitioned(stage, keys)
+        self._set(stage.name, counts={"documents": sum(output.rows.values())})
+        return output
 
-    def _map(self, name: str, job: Any, items: list[Any], node: Any, rows_of: Any, total: int, done: int) -> None:
+    def _pending(self, name: str, keys: Mapping[str, str], folder: Path) -> list[str]:
+        return [piece for piece, key in keys.items() if not self._is_done(name, piece, key, folder / piece)]
+
+    def _begin(self, node: Node, total: int, cached: int) -> None:
+        self._set(node.name, partitions=total, partitions_done=cached, partitions_cached=cached, status="running")
+        if cached < total:
+            self._ran.add(node.name)
+            self._display.begin(node.name, total, cached)
+
+    def _pieces(self, node: Node, job: Any, pending: list[str], total: int, done: int, ledger: str = "") -> None:
+        for piece in pending:
+            self._ledger.forget(ledger or node.name, piece)
+        if pending:
+            self._map(node.name, job, pending, node, lambda value: value["rows"], total, done, ledger)
+
+    def _partitioned(self, node: Node, keys: Mapping[str, str]) -> Output:
+        """The output of a node whose every piece is done; what is of no piece any more is removed."""
+        folder = self.folder / node.folder
+        _remove_others(folder, set(keys))
+        self._ledger.prune(node.name, set(keys))
+        entries = {piece: self._ledger.read(node.name, piece) for piece in keys}
+        parts = {piece: entry.sha256 for piece, entry in entries.items() if entry is not None}
+        rows = {piece: entry.rows for piece, entry in entries.items() if entry is not None}
+        return Output(folder, fingerprint(parts), parts, rows)
+
+    # Shuffles ----------------------------------------------------------------------------------------------------
+
+    def _run_shuffle(self, shuffle: Shuffle) -> Output:
+        """Scattered files are kept until every bucket is gathered: a run that was stopped goes on where it was."""
+        name, folder, over = shuffle.name, self.folder / shuffle.folder, self.outputs[shuffle.over]
+        scattered, scatter_ledger = self.folder / ".work" / "scattered" / name, f"{name}.scattered"
+        entries = sum(over.rows.values()) * shuffle.entries_per_row
+        into = Into.partitions(self.outputs[shuffle.onto].rows) if shuffle.onto else Into.hashes(entries)
+        starts = dict(zip(over.parts, itertools.accumulate([0, *over.rows.values()])))
+        needs = {other: self.outputs[other].sha256 for other in shuffle.needs}
+        common = fingerprint([self._identity(shuffle), needs, into.identity()])
+        scatter_keys = {
+            part: fingerprint(
+                [common, sha256, starts[part], {other: self.outputs[other].parts[part] for other in shuffle.requires}]
+            )
+            for part, sha256 in over.parts.items()
+        }
+        everything = fingerprint(scatter_keys)
+        keys = {
+            part: fingerprint([everything, part, {other: self.outputs[other].parts[part] for other in shuffle.beside}])
+            for part in into.names
+        }
+        pending = self._pending(name, keys, folder)
+        to_scatter = self._pending(scatter_ledger, scatter_keys, scattered) if pending else []
+        total = len(scatter_keys) + len(keys)
+        done = total - len(to_scatter) - len(pending)
+        self._begin(shuffle, total, done)
+        needed, required, beside = (
+            {other: self.outputs[other].folder for other in others}
+            for others in (shuffle.needs, shuffle.requires, shuffle.beside)
+        )
+        scatter = ScatterJob(shuffle, over.folder, required, needed, scattered, scatter_keys, starts, into)
+        self._pieces(shuffle, scatter, to_scatter, total, done, scatter_ledger)
+        gather = GatherJob(shuffle, scattered, tuple(over.parts), beside, needed, folder, keys, into)
+        self._pieces(shuffle, gather, pending, total, done + len(to_scatter))
+        self._ledger.prune(scatter_ledger, set())
+        shutil.rmtree(scattered, ignore_errors=True)
+        output = self._partitioned(shuffle, keys)
+        counts: Counter[str] = Counter()
+        for part in keys:
+            if entry := self._ledger.read(name, part):
+                counts.update(entry.counts)
+        self._set(name, counts=dict(counts))
+        return output
+
+    def _map(
+        self, name: str, job: Any, items: list[Any], node: Any, rows_of: Any, total: int, done: int, ledger: str = ""
+    ) -> None:
         """Run `items`; write a ledger entry for each that succeeds, and raise after all of them if any failed."""
         failures: list[str] = []
         documents = 0
@@ -238,7 +314,7 @@ class Runner:
                     self._display.say(outcome.detail)
                 continue
             entry = Entry(**outcome.value["entry"])
-            self._ledger.write(name, getattr(outcome.item, "key", outcome.item), entry)
+            self._ledger.write(ledger or name, getattr(outcome.item, "key", outcome.item), entry)
             done, documents = done + 1, documents + rows_of(outcome.value)
             self._set(name, partitions_done=done, force=False)
             self._display.advance(name, done, total, documents)
@@ -274,7 +350,7 @@ class Runner:
         assert entry is not None, "the ledger entry of a step that is done"
         self._set(step.name, counts=entry.counts)
         parts = {path.name: self._ledger.file_sha256(path) for path in sorted(folder.glob("part-*.parquet"))}
-        return Output(folder, entry.sha256, parts)
+        return Output(folder, entry.sha256, parts, {part: pq.read_metadata(folder / part).num_rows for part in parts})
 
     # Small things ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""What a node of the DAG is: a Stage annotates partitions row by row, a Step turns whole outputs into a folder.
+"""What a node of the DAG is: a Stage annotates partitions row by row, a Shuffle brings rows of all partitions together
+that belong together, a Step turns whole outputs into a folder.
 
 Neither knows of Ray, ledgers or retries; the runner maps them. Everything a node's output depends on is in its
 `version`, its frozen `config`, the content of its inputs, its `files()` and the versions of its `libraries`.
@@ -75,6 +76,58 @@ class Stage(Node):
     @abstractmethod
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
         """One row out for each row in, in the same order."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Where gather() stands: with `onto` the rows [start, start + rows) of the run, else no place in it."""
+
+    start: int = 0
+    rows: int = 0
+
+
+class Shuffle(Node):
+    """Regroups rows. scatter() cuts each partition of `over` into entries that go to buckets; gather() makes one
+    partition of the output from all entries of a bucket, in the order of the run.
+
+    Buckets are ranges of the 64-bit hashes in the entries' column `by`; with `onto` they are that output's partitions,
+    and `by` holds rows of the run. However the input is cut into partitions and buckets, together the outputs must say
+    the same: entries of one key meet in one bucket.
+    """
+
+    over: str = "documents"
+    columns: tuple[str, ...] | None = None
+    """Columns of `over` that scatter() reads; None: all."""
+    requires: Mapping[str, tuple[str, ...]] = {}
+    """Row-aligned with `over`: the columns given to scatter() as `previous`."""
+    needs: tuple[str, ...] = ()
+    """Whole output folders of steps, given to setup() as `folders`."""
+    by: str = "key"
+    onto: str = ""
+    beside: Mapping[str, tuple[str, ...]] = {}
+    """Row-aligned with `onto`: the columns given to gather() as `previous`."""
+    entries_per_row: float = 1.0
+    """About how many entries a row of `over` becomes: so many buckets are made that each is gathered in memory."""
+
+    @property
+    def dependencies(self) -> tuple[str, ...]:
+        onto = (self.onto,) if self.onto else ()
+        return tuple(dict.fromkeys((self.over, *self.requires, *self.needs, *onto, *self.beside)))
+
+    def setup(self, folders: Mapping[str, Path]) -> None:
+        """Load what steps made, once per worker and phase."""
+
+    @abstractmethod
+    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
+        """Entries of a partition whose first row is row `start` of the run."""
+
+    @abstractmethod
+    def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
+        """What is made of a bucket's entries."""
+
+    def counts(self, table: pa.Table, bucket: Bucket) -> dict[str, int]:
+        """Numbers about what was gathered; the run's record shows their sums over all buckets."""
+        return {"rows": table.num_rows}
 
 
 class Step(Node):
