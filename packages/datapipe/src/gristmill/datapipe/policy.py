@@ -90,10 +90,10 @@ class Policy:
     def all_bounds(self) -> Iterator[Bounds | Rule]:
         return (bounds for rule in self.rule for bounds in (rule, *rule.sources.values()))
 
-    def before(self, annotation: str) -> Policy:
-        """The rules up to the first that reads `annotation`: what is known before an expensive stage runs."""
+    def before(self, *annotations: str) -> Policy:
+        """The rules up to the first that reads any of these: what is known before expensive stages run."""
         for index, rule in enumerate(self.rule):
-            if annotation in rule.reads():
+            if set(annotations) & set(rule.reads()):
                 return Policy(self.name, self.rule[:index])
         return self
 

@@ -16,15 +16,20 @@ from gristmill.datapipe.workflow.stage import Inputs, Step
 
 
 class Select(Step):
-    """selection/: keep, reason, weight per document; funnel.json and policy.json beside them."""
+    """selection/: keep, reason, weight per document; funnel.json and policy.json beside them.
+
+    Without `tokens` it stands before the text is edited and tokenised, and its funnel counts none.
+    """
 
     version = 2
 
-    def __init__(self, policy: Policy, name: str = "selection", folder: str = "selection", heads: bool = False) -> None:
-        self.name, self.folder, self.config = name, folder, policy.asking()
-        self.requires = tuple(
-            dict.fromkeys(("documents", "tokens", *policy.annotations(), *(("heads",) if heads else ())))
-        )
+    def __init__(
+        self, policy: Policy, name: str = "selection", folder: str = "selection", heads: bool = False,
+        tokens: bool = True,
+    ) -> None:  # fmt: skip
+        self.name, self.folder, self.config = name, folder, policy.asking() if tokens else policy
+        extra = (*(("tokens",) if tokens else ()), *policy.annotations(), *(("heads",) if heads else ()))
+        self.requires = tuple(dict.fromkeys(("documents", *extra)))
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
         policy: Policy = self.config
@@ -32,7 +37,8 @@ class Select(Step):
         names = np.array([rule.name for rule in policy.rule] or [""])
         reason = pa.array(names[decision.reason], pa.string(), mask=decision.reason < 0)
         keep = decision.reason < 0
-        sources, tokens = sources_of(inputs), tokens_of(inputs)
+        sources = sources_of(inputs)
+        tokens = tokens_of(inputs) if "tokens" in self.requires else np.zeros(len(sources), np.int32)
         write_aligned(inputs, "documents", out, {"keep": keep, "reason": reason, "weight": keep.astype(np.float32)})
         write_json(out / "policy.json", as_json(policy, decision))
         write_json(out / "funnel.json", funnel(policy, sources, tokens, decision.reason))

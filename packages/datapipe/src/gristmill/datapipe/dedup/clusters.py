@@ -1,71 +1,90 @@
-"""From equal keys to clusters: a vectorised union of everything that shares a key, named by its first member."""
+"""From equal keys to groups, and from pairs to clusters: each named by its first member."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from gristmill.datapipe.text.kernel import kernel
 
 
-def exact_clusters(identity: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """[n, 2] 128-bit identities -> [n] global row of the first document with the same identity."""
-    order = np.lexsort((np.arange(len(identity)), identity[:, 1], identity[:, 0]))
-    ordered = identity[order]
+def groups(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(first, group) of [n, 2] 128-bit keys: the first entry of each group of equal keys, and the group of each entry."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal keys the first entry comes first
+    ordered = keys[order]
     fresh = np.ones(len(order), bool)
     fresh[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    firsts = order[np.flatnonzero(fresh)]
-    clusters = np.empty(len(order), np.int64)
-    clusters[order] = firsts[np.cumsum(fresh) - 1]
-    return clusters
+    group = np.empty(len(order), np.int64)
+    group[order] = np.cumsum(fresh) - 1
+    return order[fresh], group
 
 
-def near_clusters(
-    signature: NDArray[np.uint32], keys: NDArray[np.uint64], threshold: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Clusters of documents that share a band key and whose signatures agree in at least `threshold` of positions.
+def candidate_pairs(
+    key: NDArray[np.uint64], row: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(first, second), first < second: of each set of rows with one key, every row with the first and with the one
+    before it.
 
-    Args:
-        signature: [n, permutations]; rows that are all 0xFFFFFFFF (no words) match nothing.
-        keys: [n, bands] from minhash.band_keys.
-
-    Returns:
-        (cluster, similarity), both [n]: the global row of the cluster's first member, and the estimated Jaccard
-        similarity with that member (1.0 for the member itself).
+    Linear in the set, where all pairs would be quadratic; that holds together whatever is alike, and what the first of
+    an accidental set does not show, another band does.
     """
-    count = len(signature)
-    usable = np.flatnonzero((signature != np.uint32(0xFFFFFFFF)).any(axis=1))
-    left, right = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for band in range(keys.shape[1]):
-        order = usable[np.argsort(keys[usable, band], kind="stable")]
-        same = keys[order[1:], band] == keys[order[:-1], band]
-        # Members of a bucket are compared with its first and with their neighbour: linear in the bucket, where all
-        # pairs would be quadratic; what one band misses another finds.
-        starts = np.maximum.accumulate(np.where(np.concatenate([[True], ~same]), np.arange(len(order)), 0))
-        at = np.flatnonzero(same) + 1
-        left += [order[at], order[at]]
-        right += [order[at - 1], order[starts[at]]]
-    pairs = np.unique(np.stack([np.concatenate(left), np.concatenate(right)], axis=1), axis=0)
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    pairs = pairs[_similarity(signature, pairs[:, 0], pairs[:, 1]) >= threshold]
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    _, labels = connected_components(graph, directed=False)
-    firsts = np.full(labels.max(initial=-1) + 1, count, np.int64)
-    np.minimum.at(firsts, labels, np.arange(count))
-    clusters = firsts[labels]
-    return clusters, _similarity(signature, np.arange(count), clusters).astype(np.float32)
+    order = np.lexsort((row, key))
+    key, row = key[order], row[order]
+    fresh = np.ones(len(key), bool)
+    fresh[1:] = key[1:] != key[:-1]
+    start = np.maximum.accumulate(np.where(fresh, np.arange(len(key)), 0))
+    at = np.flatnonzero(~fresh)
+    return distinct_pairs(np.concatenate([row[start[at]], row[at - 1]]), np.concatenate([row[at], row[at]]))
+
+
+def distinct_pairs(first: NDArray[np.int64], second: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each pair once, in ascending order; a row is no pair with itself."""
+    order = np.lexsort((second, first))
+    first, second = first[order], second[order]
+    fresh = first != second
+    fresh[1:] &= (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    return first[fresh], second[fresh]
+
+
+class Components:
+    """Connected components of rows, by pairs in any order and any number of pieces. Eight bytes a row."""
+
+    def __init__(self, parent: NDArray[np.int64]) -> None:
+        """`parent`: [rows] an earlier row of the same component, or the row itself. It is taken over."""
+        self._parent = parent
+
+    def join(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
+        _join(self._parent, first, second)
+
+    def clusters(self) -> NDArray[np.int64]:
+        """[rows] the first row of each row's component."""
+        _flatten(self._parent)
+        return self._parent
 
 
 def sizes(clusters: NDArray[np.int64]) -> NDArray[np.int32]:
     """[n] how many documents share each document's cluster."""
-    return np.bincount(clusters, minlength=len(clusters))[clusters].astype(np.int32)
+    return np.bincount(clusters, minlength=len(clusters)).astype(np.int32)[clusters]
 
 
-def _similarity(
-    signature: NDArray[np.uint32], left: NDArray[np.int64], right: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    out = np.empty(len(left))
-    for start in range(0, len(left), 65536):  # bounded: 65,536 pairs of 112 positions are 59 MB
-        piece = slice(start, start + 65536)
-        out[piece] = (signature[left[piece]] == signature[right[piece]]).mean(axis=1)
-    return out
+@kernel
+def _join(parent, first, second):
+    """The later root is hung below the earlier one: a parent never stands after its child."""
+    for pair in range(len(first)):
+        a, b = first[pair], second[pair]
+        while parent[a] != a:
+            parent[a] = parent[parent[a]]
+            a = parent[a]
+        while parent[b] != b:
+            parent[b] = parent[parent[b]]
+            b = parent[b]
+        if a < b:
+            parent[b] = a
+        elif b < a:
+            parent[a] = b
+
+
+@kernel
+def _flatten(parent):
+    for row in range(len(parent)):  # earlier ones are flat already
+        parent[row] = parent[parent[row]]

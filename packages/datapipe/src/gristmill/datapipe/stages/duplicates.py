@@ -1,26 +1,39 @@
-"""Duplicates as annotations: a sketch of each document, then clusters of equal and of nearly equal ones."""
+"""Duplicates as annotations: documents of equal words or of one address, and documents that are nearly equal.
+
+Rows meet in shuffles, so that no worker holds more than a bucket: a cluster is the same however the run is cut into
+partitions and however many work on it. It is named by its first row; the policy decides which member stays.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from gristmill.datapipe.dedup import clusters, minhash
-from gristmill.datapipe.dedup.minhash import MinHashConfig
+from gristmill.base.config import check_range
+from gristmill.base.errors import UsageError
+from gristmill.datapipe.dedup import clusters, jaccard, minhash, urls
+from gristmill.datapipe.dedup.clusters import Components, candidate_pairs, distinct_pairs, groups
+from gristmill.datapipe.dedup.index import sketch_metadata
+from gristmill.datapipe.dedup.minhash import Bands, MinHashConfig
 from gristmill.datapipe.stages.measure import UNICODE
+from gristmill.datapipe.text.buffers import batches
 from gristmill.datapipe.text.features import featurise
 from gristmill.datapipe.workflow.aligned import write_aligned
-from gristmill.datapipe.workflow.stage import Inputs, Stage, Step
+from gristmill.datapipe.workflow.stage import Bucket, Inputs, Node, Shuffle, Stage, Step
+
+IDENTITY = ("identity_high", "identity_low")
 
 
 class Sketch(Stage):
     """sketch: the 128-bit identity of the words and the MinHash signature."""
 
-    name, folder, version = "sketch", "annotations/sketch", 1
+    name, folder, version = "sketch", "annotations/sketch", 2
     libraries = ("pyarrow",)
 
     def __init__(self, config: MinHashConfig) -> None:
@@ -28,50 +41,261 @@ class Sketch(Stage):
         self._minhash = config
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
-        features = featurise(table["text"])
-        signature = minhash.signatures(features, self._minhash)
+        texts = table["text"]
+        identity = np.empty((len(texts), 2), np.uint64)
+        signature = np.empty((len(texts), self._minhash.permutations), np.uint32)
+        start = 0
+        for batch in batches(texts):
+            features, here = featurise(batch), slice(start, start + len(batch))
+            identity[here], signature[here] = features.identity, minhash.signatures(features, self._minhash)
+            start += len(batch)
         flat = pa.FixedSizeListArray.from_arrays(pa.array(signature.reshape(-1)), self._minhash.permutations)
-        identity = features.identity
-        return pa.table({"identity_high": identity[:, 0], "identity_low": identity[:, 1], "signature": flat})
+        columns = [pa.array(identity[:, 0]), pa.array(identity[:, 1]), flat]
+        return pa.table(columns, [*IDENTITY, "signature"], metadata=sketch_metadata(self._minhash))
 
 
-class ExactDuplicates(Step):
-    """exact: cluster (global row of its first member), size."""
+# Equal by a key -------------------------------------------------------------------------------------------------------
 
-    name, folder, version = "exact", "annotations/exact", 1
-    requires = ("sketch",)
-    config: None = None
+Keys = Callable[[pa.Table], tuple[NDArray[np.uint64], NDArray[np.bool_]]]
+"""(keys [n, 2], known [n]) of a table; a row without a key is equal to no other."""
 
-    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        table = inputs.table("sketch", ("identity_high", "identity_low"))
-        identity = np.stack([table["identity_high"].to_numpy(), table["identity_low"].to_numpy()], axis=1)
-        cluster = clusters.exact_clusters(identity)
-        write_aligned(inputs, "sketch", out, {"cluster": cluster, "size": clusters.sizes(cluster)})
-        return {"documents": len(cluster), "duplicates": int((cluster != np.arange(len(cluster))).sum())}
+
+def identities(table: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    keys = np.stack([table[name].to_numpy() for name in IDENTITY], axis=1)
+    return keys, np.ones(len(keys), bool)
+
+
+def addresses(table: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    canonical = urls.canonical(table["url"])
+    return urls.keys(canonical), canonical.is_valid().to_numpy(zero_copy_only=False)
+
+
+class Groups(Shuffle):
+    """NAME_groups: of each key in a partition its first row there (row), the first of the run (cluster), and how many.
+
+    A partition sends each key once: a million equal documents are as many entries as there are partitions.
+    """
+
+    def __init__(self, name: str, over: str, columns: tuple[str, ...], keys: Keys) -> None:
+        self.name, self.folder = f"{name}_groups", f"shuffles/{name}_groups"
+        self.over, self.columns, self.config = over, columns, None
+        self._keys = keys
+
+    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
+        keys, known = self._keys(table)
+        rows = np.flatnonzero(known)
+        first, group = groups(keys[rows])
+        ours = keys[rows[first]]
+        count = np.bincount(group, minlength=len(first))
+        return pa.table({"key": ours[:, 0], "low": ours[:, 1], "row": start + rows[first], "size": count})
+
+    def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
+        row = entries["row"].to_numpy()
+        first, group = groups(np.stack([entries["key"].to_numpy(), entries["low"].to_numpy()], axis=1))
+        size = np.bincount(group, entries["size"].to_numpy(), len(first)).astype(np.int32)
+        return pa.table({"row": row, "cluster": row[first][group], "size": size[group]})
+
+
+class Clusters(Shuffle):
+    """NAME: cluster (first row of the run with this key), size."""
+
+    by, onto = "row", "documents"
+
+    def __init__(self, name: str, over: str, columns: tuple[str, ...], keys: Keys) -> None:
+        self.name, self.folder, self.config = name, f"annotations/{name}", None
+        self.over, self.beside = f"{name}_groups", {over: columns}
+        self._keys, self._keyed = keys, over
+
+    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
+        return table
+
+    def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
+        keys, known = self._keys(previous[self._keyed])
+        rows = np.flatnonzero(known)
+        first, group = groups(keys[rows])
+        order = np.argsort(entries["row"].to_numpy())
+        place = order[np.searchsorted(entries["row"].to_numpy()[order], bucket.start + rows[first])][group]
+        cluster, size = bucket.start + np.arange(bucket.rows), np.ones(bucket.rows, np.int32)
+        cluster[rows], size[rows] = entries["cluster"].to_numpy()[place], entries["size"].to_numpy()[place]
+        return pa.table({"cluster": cluster, "size": size})
+
+    def counts(self, table: pa.Table, bucket: Bucket) -> dict[str, int]:
+        return _counted(table["cluster"].to_numpy(), bucket.start)
+
+
+def exact_nodes() -> list[Node]:
+    """exact: documents of the same words and symbols; case, space and line breaks do not count."""
+    return [Groups("exact", "sketch", IDENTITY, identities), Clusters("exact", "sketch", IDENTITY, identities)]
+
+
+def url_nodes() -> list[Node]:
+    """same_url: documents of one address; see dedup.urls for what counts as one."""
+    arguments = "same_url", "documents", ("url",), addresses
+    return [Groups(*arguments), Clusters(*arguments)]
+
+
+# Nearly equal ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class NearConfig:
     minhash: MinHashConfig = field(default_factory=MinHashConfig)
     threshold: float = 0.7
-    """Estimated Jaccard similarity from which two candidates count as near-duplicates."""
+    """Jaccard similarity of word n-grams from which two documents count as near-duplicates."""
+    bands: int = 0
+    rows: int = 0
+    """Bands of rows in which candidates meet; 0: those that miss few pairs above the threshold."""
+    verify: Literal["signature", "exact"] = "signature"
+    """How candidates are compared: by their signatures' equal positions, or by the n-grams themselves."""
+
+    def __post_init__(self) -> None:
+        check_range("threshold", self.threshold, 0, 1)
+        if (self.bands > 0) != (self.rows > 0) or self.bands < 0:
+            raise UsageError(f"bands, rows: {self.bands} and {self.rows}: give both, or neither")
+        if self.bands * self.rows > self.minhash.permutations:
+            raise UsageError(
+                f"bands, rows: {self.bands} x {self.rows} is more than the {self.minhash.permutations} permutations"
+            )
+
+    @property
+    def banding(self) -> Bands:
+        chosen = Bands(self.bands, self.rows)
+        return chosen if self.bands else minhash.bands_for(self.threshold, self.minhash.permutations)
 
 
-class NearDuplicates(Step):
-    """near: cluster, size, similarity (with the cluster's first member)."""
+class NearCandidates(Shuffle):
+    """near_candidates: pairs (first, second) of rows that share a band key; of equal documents the first alone."""
 
-    name, folder, version = "near", "annotations/near", 1
-    requires = ("sketch",)
-    libraries = ("scipy",)
+    name, folder = "near_candidates", "shuffles/near_candidates"
+    over, columns, requires = "sketch", ("signature",), {"exact": ("cluster",)}
 
     def __init__(self, config: NearConfig) -> None:
-        self.config = config
+        self.config = self._bands = config.banding
+        self.entries_per_row = float(config.banding.bands)
+
+    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
+        signature = _signatures(table["signature"])
+        rows = start + np.arange(len(signature))
+        wanted = (previous["exact"]["cluster"].to_numpy() == rows) & minhash.has_words(signature)
+        keys = minhash.band_keys(signature[wanted], self._bands)
+        return pa.table({"key": keys.reshape(-1), "row": np.repeat(rows[wanted], self._bands.bands)})
+
+    def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
+        first, second = candidate_pairs(entries["key"].to_numpy(), entries["row"].to_numpy())
+        return pa.table({"first": first, "second": second})
+
+
+class _Compared(Shuffle):
+    """What the two halves of a comparison share: where the documents' evidence lies."""
+
+    onto = "sketch"
+
+    def __init__(self, config: NearConfig) -> None:
+        self.config = {"verify": config.verify, "ngram": config.minhash.ngram, **UNICODE}
+        self._exact, self._minhash = config.verify == "exact", config.minhash
+        self.beside = {"documents": ("text",)} if self._exact else {"sketch": ("signature",)}
+
+    def evidence(self, previous: Mapping[str, pa.Table], rows: NDArray[np.int64]) -> pa.Array:
+        """The signatures or sets of n-grams of some rows of a partition, each row read once."""
+        if not self._exact:
+            return previous["sketch"]["signature"].combine_chunks().take(pa.array(rows))
+        own, which = np.unique(rows, return_inverse=True)
+        texts = previous["documents"]["text"].take(pa.array(own))
+        sets = [jaccard.shingle_sets(featurise(batch), self._minhash) for batch in batches(texts)]
+        lengths = [np.diff(offsets) for _, offsets in sets] or [np.zeros(0, np.int64)]
+        values = np.concatenate([values for values, _ in sets] or [np.zeros(0, np.uint64)])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)).take(pa.array(which))
+
+
+class NearEvidence(_Compared):
+    """near_evidence: each pair of candidates once, with what its first document is compared by."""
+
+    name, folder, over, by = "near_evidence", "shuffles/near_evidence", "near_candidates", "first"
+
+    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
+        return table
+
+    def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
+        first, second = distinct_pairs(entries["first"].to_numpy(), entries["second"].to_numpy())
+        return pa.table({"first": first, "second": second, "evidence": self.evidence(previous, first - bucket.start)})
+
+
+class NearPairs(_Compared):
+    """near_pairs: the pairs (first, second) whose similarity reaches the threshold."""
+
+    name, folder, over, by = "near_pairs", "shuffles/near_pairs", "near_evidence", "second"
+
+    def __init__(self, config: NearConfig) -> None:
+        super().__init__(config)
+        self.config = {**self.config, "threshold": config.threshold}
+        self._threshold = config.threshold
+
+    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
+        return table
+
+    def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
+        theirs = entries["evidence"].combine_chunks()
+        ours = self.evidence(previous, entries["second"].to_numpy() - bucket.start)
+        similarity = _jaccard(theirs, ours) if self._exact else _agreement(theirs, ours)
+        enough = np.flatnonzero(similarity >= np.float32(self._threshold))
+        pairs = entries.select(["first", "second"]).take(pa.array(enough))
+        return pairs.append_column("similarity", pa.array(similarity[enough]))
+
+
+class Joined(Step):
+    """NAME: cluster, size, similarity (the largest to a member that it was compared with; null where it has none)."""
+
+    def __init__(self, name: str, pairs: str) -> None:
+        self.name, self.folder, self.config = name, f"annotations/{name}", None
+        self.requires = ("exact", pairs)
+        self._pairs = pairs
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        column = inputs.table("sketch", ("signature",))["signature"].combine_chunks()
-        signature = column.flatten().to_numpy().reshape(-1, self.config.minhash.permutations)
-        keys = minhash.band_keys(signature, self.config.minhash)
-        cluster, similarity = clusters.near_clusters(signature, keys, self.config.threshold)
-        columns = {"cluster": cluster, "size": clusters.sizes(cluster), "similarity": similarity}
-        write_aligned(inputs, "sketch", out, columns)
-        return {"documents": len(cluster), "duplicates": int((cluster != np.arange(len(cluster))).sum())}
+        components = Components(inputs.table("exact", ("cluster",))["cluster"].to_numpy().copy())
+        alike = np.where(inputs.table("exact", ("size",))["size"].to_numpy() > 1, np.float32(1), np.float32(-1))
+        for part in inputs.parts[self._pairs]:
+            pairs = inputs.part(self._pairs, part)
+            first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
+            components.join(first, second)
+            for side in (first, second):
+                np.maximum.at(alike, side, pairs["similarity"].to_numpy())
+        cluster = components.clusters()
+        columns = {"cluster": cluster, "size": clusters.sizes(cluster), "similarity": pa.array(alike, mask=alike < 0)}
+        write_aligned(inputs, "exact", out, columns)
+        return {"documents": len(cluster), **_counted(cluster, 0)}
+
+
+def near_nodes(config: NearConfig) -> list[Node]:
+    """near: documents whose word n-grams are alike, by MinHash and locality-sensitive hashing; needs exact_nodes()."""
+    return [NearCandidates(config), NearEvidence(config), NearPairs(config), Joined("near", "near_pairs")]
+
+
+def duplicate_nodes(config: NearConfig) -> list[Node]:
+    """sketch, exact and near: what every pipeline has."""
+    return [Sketch(config.minhash), *exact_nodes(), *near_nodes(config)]
+
+
+def _signatures(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint32]:
+    """[n, permutations], a view where the column is in one piece."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.flatten().to_numpy().reshape(len(array), array.type.list_size)
+
+
+def _agreement(left: pa.Array, right: pa.Array) -> NDArray[np.float32]:
+    """[pairs] the share of equal positions of two columns of signatures."""
+    ours, theirs = _signatures(left), _signatures(right)
+    out = np.empty(len(ours), np.float32)
+    for start in range(0, len(ours), 65536):  # bounded: 65,536 pairs of 112 positions are 59 MB
+        piece = slice(start, start + 65536)
+        out[piece] = (ours[piece] == theirs[piece]).mean(axis=1)
+    return out
+
+
+def _jaccard(left: pa.Array, right: pa.Array) -> NDArray[np.float32]:
+    sides = [(side.flatten().to_numpy(), np.asarray(side.offsets) - side.offsets[0].as_py()) for side in (left, right)]
+    return jaccard.jaccard(*sides[0], *sides[1])
+
+
+def _counted(cluster: NDArray[np.int64], start: int) -> dict[str, int]:
+    return {"duplicates": int((cluster != start + np.arange(len(cluster))).sum())}
