@@ -18,6 +18,7 @@ from gristmill.base.errors import GristmillError
 from gristmill.base.files import atomic_path, write_json
 from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step
 from gristmill.scorer.calibration import CalibrationConfig
+from gristmill.scorer.pooled import PooledConfig
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import share, split_of, stratified_sample
 from gristmill.scorer.training import TrainConfig as HeadsConfig
@@ -156,6 +157,33 @@ class Score(Stage):
         scores = self._scorer.score(chosen["text"].to_pylist(), chosen["source"].to_pylist())
         rows = np.where(keep, np.cumsum(keep) - 1, -1)  # null where the rules had dropped the document already
         return scores.take(pa.array(rows, mask=~keep))
+
+
+class States(Stage):
+    """states: state, a vector for each document that the rules before semantic duplicates keep; null elsewhere."""
+
+    name, folder, version = "states", "annotations/states", 1
+    requires = ("unique",)
+
+    def __init__(self, backbone: Path, config: PooledConfig) -> None:
+        self._backbone, self._pooled = backbone, config
+        self.config = config
+        self.resources = Resources(cpus=float(config.threads))
+        self.libraries = ("tokenizers", "torch", "transformers")
+
+    def files(self) -> Sequence[Path]:
+        return model_files(self._backbone)
+
+    def setup(self, folders: Mapping[str, Path]) -> None:
+        from gristmill.scorer.pooled import Pooler
+
+        self._pooler = Pooler.load(self._backbone, self._pooled)
+
+    def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
+        keep = previous["unique"]["keep"].to_numpy(zero_copy_only=False)
+        states = self._pooler.states(table["text"].filter(pa.array(keep)).to_pylist())
+        rows = np.where(keep, np.cumsum(keep) - 1, -1)  # null where the rules had dropped the document already
+        return pa.table({"state": states.take(pa.array(rows, mask=~keep))})
 
 
 class Classify(Stage):

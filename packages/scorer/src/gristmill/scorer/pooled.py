@@ -1,0 +1,77 @@
+"""One vector per document from a frozen backbone: what semantic duplicates are found by.
+
+It is the mean, over a document's tokens, of the states that a probe would read at one block, scaled to length one. Only
+the blocks up to that one are loaded. Shapes: N documents, B batch, S sequence, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from gristmill.base.config import check_range
+from gristmill.base.progress import Progress
+from gristmill.scorer.backbone import StagedBackbone
+from gristmill.scorer.features import Tokens, batches, head_input, pad
+
+
+@dataclass(frozen=True)
+class PooledConfig:
+    block: int = 8
+    """The states are those after so many blocks."""
+    max_tokens: int = 512
+    """How much of each document is read: documents that begin alike for so long cannot be told apart."""
+    batch_tokens: int = 4096
+    """Padded tokens per batch."""
+    dtype: str = "float32"
+    """In bfloat16 the same text has slightly different states in different company."""
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("block", self.block, 1)
+        check_range("max_tokens", self.max_tokens, 1)
+        check_range("batch_tokens", self.batch_tokens, 1)
+        check_range("threads", self.threads, 1, 4096)
+
+
+class Pooler:
+    """A loaded backbone."""
+
+    def __init__(self, backbone: StagedBackbone, tokens: Tokens, batch_tokens: int) -> None:
+        self.backbone, self._tokens, self._batch_tokens = backbone, tokens, batch_tokens
+
+    @classmethod
+    def load(cls, folder: Path, config: PooledConfig) -> Pooler:
+        """Load the first blocks of a Hugging Face model folder.
+
+        Raises:
+            UsageError: no model in the folder, an unknown dtype, or fewer blocks than `config.block`.
+        """
+        backbone = StagedBackbone.load(folder, (config.block, config.block), config.dtype, config.threads)
+        tokens = Tokens(folder, backbone.identity.first_token, config.max_tokens)
+        return cls(backbone, tokens, config.batch_tokens)
+
+    @property
+    def width(self) -> int:
+        return self.backbone.identity.width
+
+    @torch.inference_mode()
+    def states(self, texts: Sequence[str | None]) -> pa.FixedSizeListArray:
+        """float16 [N, D] in the texts' order, each of length one; null for a text without tokens."""
+        rows = self._tokens(texts)
+        states_ND = np.zeros((len(rows), self.width), np.float16)
+        packed = batches([len(row) for row in rows], self._batch_tokens)
+        with Progress("states", total=len(packed), unit="batches") as progress:
+            for done, batch in enumerate(packed, 1):
+                ids_BS, mask_BS = pad([rows[i] for i in batch])
+                x_BSD, kept_BS = head_input(self.backbone.first(ids_BS, mask_BS)[0], mask_BS)
+                mean_BD = x_BSD.sum(1) / kept_BS.sum(1, keepdim=True)
+                states_ND[batch] = torch.nn.functional.normalize(mean_BD).half().numpy()
+                progress.update(done)
+        empty_N = np.array([len(row) == 0 for row in rows], bool)
+        return pa.FixedSizeListArray.from_arrays(pa.array(states_ND.reshape(-1)), self.width, mask=pa.array(empty_N))
