@@ -1,4 +1,4 @@
-"""Distributions of what the stages measured: medians, score histograms, agreement with the oracle, duplicate clusters.
+"""Distributions of what the stages measured: medians, score histograms, agreement with the oracle.
 
 Each function reads the columns it needs, one at a time, and returns numbers that a chart can draw as they are.
 """
@@ -17,7 +17,7 @@ HEADS = ("quality", "probe", "judge")
 BINS = 40
 AXIS_QUANTILES, AXIS_MARGIN = (0.005, 0.995), 0.04
 IDENTIFIERS = {"cluster"}  # numbers that name something; their median means nothing
-LABELS_SHOWN, LARGEST = 12, 4
+LABELS_SHOWN = 12
 
 
 def kept_and_dropped(rows: Rows, keep: Array | None) -> dict[str, Any]:
@@ -140,40 +140,6 @@ def spearman(x: Array, y: Array) -> float | None:
     return float(np.corrcoef(rank_x, rank_y)[0, 1])
 
 
-def clusters(rows: Rows) -> dict[str, Any]:
-    """Per dedup stage: clusters and documents by size (powers of two), redundant documents, the largest clusters."""
-    stages: list[dict[str, Any]] = []
-    for stage in ("exact", "near"):
-        folder = f"annotations/{stage}"
-        if not rows.has(folder, "size"):
-            continue
-        size = rows.numbers(folder, "size")
-        known = np.isfinite(size) & (size >= 1)
-        size = np.where(known, size, 1.0)
-        bucket = np.ceil(np.log2(size)).astype(np.int64)  # 1, 2, 3-4, 5-8, 9-16, ...
-        count = int(bucket.max(initial=0)) + 1
-        stages.append(
-            {
-                "stage": stage,
-                "examined": int(known.sum()),
-                "redundant": float(np.sum((1.0 - 1.0 / size)[known])),
-                "buckets": [
-                    {
-                        "from": 2 ** (index - 1) + 1 if index > 0 else 1,
-                        "to": 2**index,
-                        "documents": int((known & (bucket == index)).sum()),
-                        "clusters": float(np.sum((1.0 / size)[known & (bucket == index)])),
-                    }
-                    for index in range(count)
-                ],
-                "largest": _largest(rows, folder, size),
-            }
-        )
-    if not stages:
-        raise NotThere("annotations/exact/ and annotations/near/", "the deduplication stages")
-    return {"stages": stages}
-
-
 def histogram(values: Array) -> list[dict[str, Any]]:
     """Counts per distinct value where there are few, else in ten equal bins: [{"from", "to", "count"}]."""
     values = values[np.isfinite(values)] + 0.0  # no -0
@@ -213,24 +179,6 @@ def _labels(rows: Rows, keep: Array | None) -> list[dict[str, Any]]:
             }
         )
     return out
-
-
-def _largest(rows: Rows, folder: str, size: Array) -> list[dict[str, Any]]:
-    if not rows.has(folder, "cluster"):
-        return []
-    cluster = rows.integers(folder, "cluster")
-    candidates = np.flatnonzero((size > 1) & (cluster >= 0))
-    order = candidates[np.lexsort((candidates, -size[candidates]))]
-    first = list(dict.fromkeys(cluster[order].tolist()))[:LARGEST] if len(order) else []
-    return [
-        {
-            "cluster": int(name),
-            "size": int(size[members[0]]),
-            "members": [int(row) for row in members[:2]],
-        }
-        for name in first
-        if len(members := np.flatnonzero(cluster == name))
-    ]
 
 
 def _quantiles(values: Array, kind: str) -> list[float] | None:

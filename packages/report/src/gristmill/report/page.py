@@ -21,6 +21,7 @@ SCRIPTS = (
     "dom.js",
     "charts.js",
     "data_panels.js",
+    "duplicates_panel.js",
     "model_panels.js",
     "heads_panel.js",
     "reading.js",

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.report import artifacts, comparison, heads, measures, samples, training
+from gristmill.report import artifacts, comparison, duplicates, heads, measures, samples, training
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file
 
 T = TypeVar("T")
@@ -149,9 +149,9 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
     keep, reason = selected or (None, (np.full(rows.total, -1, dtype=np.int32), []))
     tokens, _ = _attempt(lambda: rows.numbers("annotations/tokens", "count"))
     calibration = _calibration(run)
-    duplicates = _panel(lambda: measures.clusters(rows))
+    clusters = _panel(lambda: duplicates.read(run, rows))
     chosen = (
-        _panel(lambda: _samples(run, rows, keep, reason, source, calibration, duplicates, seed))
+        _panel(lambda: _samples(run, rows, keep, reason, source, calibration, clusters, seed))
         if keep is not None
         else unselected
     )
@@ -160,7 +160,7 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
         "measures": _panel(lambda: measures.kept_and_dropped(rows, keep)),
         "scores": _panel(lambda: measures.score_histograms(rows, source, calibration, tokens)),
         "oracle": _panel(lambda: _oracle(run, rows)),
-        "duplicates": duplicates,
+        "duplicates": clusters,
         "samples": chosen,
     }
 
@@ -189,7 +189,7 @@ def _samples(
     reason: Labels,
     source: Labels,
     calibration: Mapping[str, Any],
-    duplicates: Panel,
+    clusters: Panel,
     seed: int,
 ) -> Panel:
     policy_path = run / "selection" / "policy.json"
@@ -198,7 +198,7 @@ def _samples(
     rules = samples.checks(policy, calibration, source[1], rows)
     order = [rule["name"] for rule in policy.get("rules") or []]
     views = samples.choose(rows, keep, reason, source, bounds, seed, order)
-    members = [row for stage in duplicates.get("stages", []) for group in stage["largest"] for row in group["members"]]
+    members = [row for stage in clusters.get("stages", []) for group in stage["largest"] for row in group["members"]]
     wanted = {row for view in views for row in (*view["kept"], *view["dropped"])} | set(members)
     documents = samples.read(rows, sorted(wanted), keep, reason, rules)
     return {"seed": seed, "views": views, "rules": rules, "documents": documents}

@@ -174,31 +174,6 @@ function panelMeasures(data) {
   ];
 }
 
-function panelDuplicates(data, state, change, all) {
-  return data.stages.map((stage) => {
-    const many = stage.buckets.filter((bucket) => bucket.to > 1);
-    const documents = total(many.map((bucket) => bucket.documents));
-    return [
-      h("h3", {}, stage.stage === "exact" ? "Exact duplicates" : stage.stage === "near" ? "Near duplicates" : stage.stage),
-      h("p", { class: "lead" }, `${count(documents)} of ${count(stage.examined)} documents (${percent(documents, stage.examined)}) share a cluster with another; `,
-        `${count(stage.redundant)} would go if each cluster kept one member.`),
-      h("div", { class: "columns" },
-        many.length > 0 && figure("Documents in clusters, by the size of the cluster.",
-          columnChart({ bars: many.map((bucket) => ({ name: bucketName(bucket), value: bucket.documents, title: `${count(bucket.documents)} documents in ${count(bucket.clusters)} clusters of ${bucketName(bucket)}` })), width: 400, height: 200, xLabel: "members of the cluster", yLabel: "documents" })),
-        stage.largest.length > 0 && figure("The largest clusters, and how their first members begin.",
-          h("ol", { class: "clusters" }, stage.largest.map((group) => h("li", {}, h("b", {}, `${count(group.size)} members`),
-            group.members.map((row) => clusterMember(all.samples.documents?.[row]))))))),
-    ];
-  });
-}
-
-const bucketName = (bucket) => (bucket.from === bucket.to ? String(bucket.to) : `${bucket.from}–${bucket.to}`);
-
-function clusterMember(document) {
-  if (!document) return null;
-  return h("div", { class: "member" }, h("span", { class: "note" }, `${document.source} · ${document.id}`), h("bdi", { class: "one-line" }, document.text.slice(0, 140).replace(/\s+/g, " ")));
-}
-
 function panelQuarantine(data) {
   if (!data.total) return h("p", { class: "lead" }, "Every input could be read; nothing was set aside.");
   return [
