@@ -9,13 +9,13 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from duplicates import CLUSTERED, DuplicateConfigs, duplicate_stages
 from gristmill.base.errors import UsageError
-from gristmill.datapipe.dedup.minhash import MinHashConfig
+from gristmill.datapipe.duplicate_report import DuplicateReport
 from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
 from gristmill.datapipe.pack import Pack, PackConfig, Publish
 from gristmill.datapipe.policy_file import load_policy
 from gristmill.datapipe.select import Select
-from gristmill.datapipe.stages.duplicates import ExactDuplicates, NearConfig, NearDuplicates, Sketch
 from gristmill.datapipe.stages.tokens import CopyTokenizer, Tokenise, TokenizerConfig, TrainTokenizer
 from gristmill.datapipe.workflow.stage import Node
 from gristmill.scorer.calibration import CalibrationConfig
@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class PipelineConfig(ModelConfigs):
+class PipelineConfig(DuplicateConfigs, ModelConfigs):
     input: tuple[str, ...] = ()
     """Files, folders or globs of JSONL(.gz, .zst) and Parquet, or hf://datasets/ORG/NAME[@REVISION]/PATTERN."""
     output: Path = Path("runs/filter_olmo3")
@@ -41,7 +41,7 @@ class PipelineConfig(ModelConfigs):
     oracle: str = ""
     """Grades a sample: a model folder for vLLM in process, or http(s)://HOST/v1#MODEL of a running server."""
     backbone: Path | None = None
-    """Model folder whose frozen layers carry the heads. Needed with --oracle."""
+    """Model folder whose frozen layers carry the heads (needed with --oracle), and find semantic duplicates."""
     rubric: Path = HERE / "rubrics" / "general.toml"
     publish: str = ""
     """Where the shards go: a folder, file://..., or hf://datasets/ORG/NAME. Empty: RUN/published."""
@@ -54,7 +54,6 @@ class PipelineConfig(ModelConfigs):
     mixture: tuple[Path, ...] = ()
     """Mixtures to publish with the shards."""
     ingest: IngestConfig = field(default_factory=IngestConfig)
-    near: NearConfig = field(default_factory=NearConfig)
     bpe: TokenizerConfig = field(default_factory=TokenizerConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
@@ -93,11 +92,12 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
         if config.tokenizer
         else TrainTokenizer(config.bpe, policy.edit)
     )
-    minhash: MinHashConfig = config.near.minhash
     nodes: list[Node] = [
-        *measuring_stages(policy, config), Sketch(minhash), ExactDuplicates(), NearDuplicates(config.near),
-        tokenizer, Tokenise(policy.edit),
-    ]  # fmt: skip
+        *measuring_stages(policy, config),
+        *duplicate_stages(policy, config, config.backbone),
+        tokenizer,
+        Tokenise(policy.edit),
+    ]
     extra = ["language"]
     if scored:
         assert config.backbone is not None
@@ -112,6 +112,7 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
         extra.append("scores")
     nodes += [
         Select(policy, heads=scored),
+        DuplicateReport([name for name in CLUSTERED if any(node.name == name for node in nodes)]),
         Pack("shards_filtered", "shards/filtered", config.pack, "selection", extra, mixtures),
         Publish("shards_filtered", _place(config.publish)),
     ]
