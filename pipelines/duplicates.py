@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gristmill.base.errors import UsageError
+from gristmill.datapipe.dedup.index import Recipe, SignatureIndex
 from gristmill.datapipe.dedup.semantic import SemanticConfig
 from gristmill.datapipe.policy import Policy
 from gristmill.datapipe.select import Select
@@ -51,7 +52,9 @@ def duplicate_stages(policy: Policy, config: DuplicateConfigs, backbone: Path | 
             raise UsageError(
                 f"policy {policy.name!r} reads known.*: give --known.index FOLDER (datapipe index makes one)"
             )
-        nodes.append(Known(replace(config.known, index=str(Path(config.known.index).absolute()))))
+        known = replace(config.known, index=str(Path(config.known.index).absolute()))
+        SignatureIndex.open(Path(known.index)).recipe.refuse(Recipe(setup["near"].minhash), "this run", known.index)
+        nodes.append(Known(known))
     if wanted & set(OF_SURVIVORS):
         nodes.append(Select(policy.before(*LATER), "unique", "unique", tokens=False))
     kinds: dict[str, Callable[[], Sequence[Node]]] = {

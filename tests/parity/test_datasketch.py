@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from gristmill.base.files import write_json
-from gristmill.datapipe.dedup.index import SignatureIndex, build
+from gristmill.datapipe.dedup.index import SignatureIndex
+from gristmill.datapipe.dedup.index_writer import build
 from gristmill.datapipe.dedup.minhash import NEVER, MinHashConfig, band_keys, bands_for, has_words, signatures
 from gristmill.datapipe.stages.duplicates import Sketch
 from gristmill.datapipe.text.features import Features, featurise

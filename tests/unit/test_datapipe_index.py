@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from gristmill.base.errors import DataError, GristmillError, UsageError
 from gristmill.base.files import sha256_folder, write_json
 from gristmill.datapipe import cli
-from gristmill.datapipe.dedup import index as module
-from gristmill.datapipe.dedup.index import SignatureIndex, build, sketch_metadata
+from gristmill.datapipe.dedup import index_writer as module
+from gristmill.datapipe.dedup.index import SignatureIndex, sketch_metadata
+from gristmill.datapipe.dedup.index_writer import build
 from gristmill.datapipe.dedup.minhash import NEVER, MinHashConfig, band_keys, bands_for
 from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
 from gristmill.datapipe.stages.duplicates import Sketch

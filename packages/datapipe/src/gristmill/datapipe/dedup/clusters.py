@@ -9,7 +9,7 @@ from gristmill.datapipe.text.kernel import kernel
 
 
 def groups(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first, group) of [n, 2] 128-bit keys: the first entry of each group of equal keys, and the group of each entry."""
+    """(first, group) of [n, 2] 128-bit keys: the first entry of each group of equal ones, and each entry's group."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal keys the first entry comes first
     ordered = keys[order]
     fresh = np.ones(len(order), bool)
@@ -19,9 +19,7 @@ def groups(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int6
     return order[fresh], group
 
 
-def candidate_pairs(
-    key: NDArray[np.uint64], row: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def candidate_pairs(key: NDArray[np.uint64], row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(first, second), first < second: of each set of rows with one key, every row with the first and with the one
     before it.
 
