@@ -21,6 +21,7 @@ from dag import HERE, PipelineConfig, build, report
 from demo_models import smollm2
 from gristmill.base import cli
 from gristmill.base.files import read_json, sha256_file
+from gristmill.datapipe.contamination.eval_sets import EvalSetsConfig
 from gristmill.datapipe.filters.perplexity import PerplexityConfig
 from gristmill.datapipe.ingest.ingest import IngestConfig
 from gristmill.datapipe.pack import Pack, PackConfig
@@ -80,7 +81,7 @@ def _pipeline(config: DemoConfig, inputs: list[Path], model: Path, lm: Path) -> 
     return PipelineConfig(
         input=tuple(str(path) for path in inputs), output=config.output, policy=HERE / "policies" / "demo.toml",
         oracle=str(model), backbone=model, workers=config.workers, mixture=(HERE / "mixtures" / "demo.toml",),
-        perplexity=PerplexityConfig(model=str(lm)),
+        perplexity=PerplexityConfig(model=str(lm)), contamination=EvalSetsConfig(sets=("bundled",)),
         ingest=IngestConfig(rows_per_partition=512), bpe=TokenizerConfig(vocabulary=4096, characters=4_000_000),
         sample=SampleConfig(documents=160 if quick else 400, unlabelled=240 if quick else 800),
         heads=HeadsConfig(taps=(8, 16), max_tokens=128),

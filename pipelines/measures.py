@@ -15,6 +15,10 @@ import pyarrow as pa
 
 from gristmill.base.config import from_mapping, nearest
 from gristmill.base.errors import GristmillError, UsageError
+from gristmill.datapipe.contamination.eval_sets import BUNDLED, EvalSetsConfig
+from gristmill.datapipe.contamination.search import ContaminationConfig
+from gristmill.datapipe.dedup.semantic import SemanticConfig
+from gristmill.datapipe.dedup.substrings import SubstringConfig
 from gristmill.datapipe.filters.classifier import ClassifierConfig
 from gristmill.datapipe.filters.code import CodeConfig
 from gristmill.datapipe.filters.heuristics import HeuristicsConfig
@@ -24,6 +28,8 @@ from gristmill.datapipe.filters.toxicity import ToxicityConfig
 from gristmill.datapipe.filters.url import UrlConfig
 from gristmill.datapipe.outliers import Outliers
 from gristmill.datapipe.policy import Policy, Rule, check_type
+from gristmill.datapipe.stages.contamination import Contamination
+from gristmill.datapipe.stages.duplicates import NearConfig
 from gristmill.datapipe.stages.measure import (
     Classifier,
     Code,
@@ -36,14 +42,28 @@ from gristmill.datapipe.stages.measure import (
     Toxicity,
     Url,
 )
+from gristmill.datapipe.stages.repeats import UnitConfig
 from gristmill.datapipe.text import spans
 from gristmill.datapipe.workflow.stage import Node, Stage
 from nodes import Classify
 
 T = TypeVar("T")
-OTHERS = ("documents", "tokens", "exact", "near", "scores", "outliers")
+OTHERS = ("documents", "tokens", "scores", "outliers")
 """What rules may read besides, and whose columns are known elsewhere."""
-FROM_POLICY: dict[str, type] = {"heuristics": HeuristicsConfig, "pii": PersonalConfig, "code": CodeConfig}
+FROM_POLICY: dict[str, type] = {
+    "heuristics": HeuristicsConfig, "pii": PersonalConfig, "code": CodeConfig, "near": NearConfig, "lines": UnitConfig,
+    "paragraphs": UnitConfig, "substrings": SubstringConfig, "semantic": SemanticConfig,
+    "contamination": ContaminationConfig,
+}  # fmt: skip
+_SHARE = pa.float32()
+_CLUSTER = [("cluster", pa.int64()), ("size", pa.int32())]
+_LIKE = pa.schema([*_CLUSTER, ("similarity", _SHARE)])
+_CUT = pa.schema([("cut", spans.TYPE), ("number", pa.int32()), ("share", _SHARE)])
+DUPLICATES = {
+    "exact": pa.schema(_CLUSTER), "same_url": pa.schema(_CLUSTER), "near": _LIKE, "semantic": _LIKE, "lines": _CUT,
+    "paragraphs": _CUT, "substrings": _CUT, "known": pa.schema([("similarity", _SHARE), ("document", pa.string())]),
+}  # fmt: skip
+"""What the nodes of duplicates.py find."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +75,27 @@ class ModelConfigs:
     toxicity: ToxicityConfig = field(default_factory=ToxicityConfig)
     perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    contamination: EvalSetsConfig = field(default_factory=EvalSetsConfig)
 
 
 def measuring_stages(policy: Policy, models: ModelConfigs) -> list[Node]:
     """The stages that find what the policy's rules and edits read.
 
     Raises:
-        UsageError: the policy sets up what no stage measures, or reads a perplexity and there is no model.
+        UsageError: the policy sets up what no stage measures, or reads what needs a model or sets that are not given.
     """
-    for name in policy.measure:
-        if name not in FROM_POLICY:
-            raise UsageError(
-                f"policy {policy.name!r}: measure.{name}: nothing to set up there{nearest(name, FROM_POLICY)}"
-            )
-    setup: dict[str, Any] = {
-        name: from_mapping(kind, policy.measure.get(name, {}), f"policy {policy.name!r}: measure.{name}")
-        for name, kind in FROM_POLICY.items()
-    }
+    setup = setups(policy)
     wanted = {"language", "heuristics", *policy.annotations(), *policy.edited_by()}
     if "outliers" in wanted:
         wanted.add("perplexity")
     for name, told in (("perplexity", " (datapipe train-perplexity makes one)"), ("classifier", "")):
         if name in wanted and not getattr(models, name).model:
             raise UsageError(f"policy {policy.name!r} reads {name}.*: give --{name}.model FILE{told}")
+    if "contamination" in wanted and not models.contamination.sets:
+        raise UsageError(
+            f"policy {policy.name!r} reads contamination.*: give --contamination.sets FOLDER of *.jsonl, an index that "
+            f"datapipe index-evals made, or `{BUNDLED}`"
+        )
     stages: dict[str, Callable[[], Node]] = {
         "language": lambda: Language(absolute(models.language)),
         "heuristics": lambda: Heuristics(absolute(setup["heuristics"])),
@@ -89,10 +107,28 @@ def measuring_stages(policy: Policy, models: ModelConfigs) -> list[Node]:
         "classifier": lambda: _classifier("classifier", models.classifier) or Classifier(absolute(models.classifier)),
         "perplexity": lambda: Perplexity(absolute(models.perplexity)),
         "outliers": lambda: Outliers(),
+        "contamination": lambda: Contamination(models.contamination, setup["contamination"]),
     }
     made = [make() for name, make in stages.items() if name in wanted]
-    check_columns(policy, {stage.name: stage.writes() for stage in made if isinstance(stage, Stage)})
+    check_columns(policy, {**DUPLICATES, **{stage.name: stage.writes() for stage in made if isinstance(stage, Stage)}})
     return made
+
+
+def setups(policy: Policy) -> dict[str, Any]:
+    """How the policy measures each annotation that it may set up.
+
+    Raises:
+        UsageError: it sets up what there is not, or to values that make no sense.
+    """
+    for name in policy.measure:
+        if name not in FROM_POLICY:
+            raise UsageError(
+                f"policy {policy.name!r}: measure.{name}: nothing to set up there{nearest(name, FROM_POLICY)}"
+            )
+    return {
+        name: from_mapping(kind, policy.measure.get(name, {}), f"policy {policy.name!r}: measure.{name}")
+        for name, kind in FROM_POLICY.items()
+    }
 
 
 def check_columns(policy: Policy, written: Mapping[str, pa.Schema | None]) -> None:
@@ -107,6 +143,11 @@ def check_columns(policy: Policy, written: Mapping[str, pa.Schema | None]) -> No
         if annotation not in written and annotation not in OTHERS:
             raise UsageError(f"{where}: no stage measures {annotation!r}{nearest(annotation, [*written, *OTHERS])}")
         schema = written.get(annotation)
+        if isinstance(reader, Rule) and reader.keep is not None:
+            if schema is None or "cluster" not in schema.names:
+                clustered = ", ".join(name for name, known in written.items() if known and "cluster" in known.names)
+                raise UsageError(f"{where}: {annotation!r} has no clusters of which one could stay: {clustered} have")
+            continue
         if schema is None:
             continue
         if name not in schema.names:

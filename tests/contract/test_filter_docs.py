@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from gristmill.datapipe.contamination.eval_sets import EvalSetsConfig
 from gristmill.datapipe.filters.heuristics import FAMILIES, HeuristicsConfig
 from gristmill.datapipe.filters.language import LanguageConfig
 from gristmill.datapipe.filters.toxicity import ToxicityConfig
 from gristmill.datapipe.filters.url import UrlConfig
 from gristmill.datapipe.policy_file import load_policy
 from gristmill.datapipe.stages import measure
+from gristmill.datapipe.stages.contamination import Contamination
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "pipelines"))
+DUPLICATES: dict[str, pa.Schema] = importlib.import_module("measures").DUPLICATES
 STAGES = {
     "heuristics": lambda: measure.Heuristics(HeuristicsConfig(families=tuple(FAMILIES))),
     "language": lambda: measure.Language(LanguageConfig()),
@@ -26,8 +32,9 @@ STAGES = {
     "code": measure.Code,
     "markup": measure.Markup,
     "toxicity": lambda: measure.Toxicity(ToxicityConfig()),
+    "contamination": lambda: Contamination(EvalSetsConfig(sets=("bundled",))),
 }
-OTHERS = {"outliers", "perplexity", "classifier", "exact", "near", "scores", "tokens"}
+OTHERS = {"outliers", "perplexity", "classifier", "scores", "tokens"}
 
 
 def documented() -> dict[str, set[str]]:
@@ -75,9 +82,18 @@ def test_every_column_is_documented(written: dict[str, pa.Schema]) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines" / "policies").glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_policies_read_columns_that_exist(path: Path, written: dict[str, pa.Schema]) -> None:
     policy = load_policy(path)
+    known = {**written, **DUPLICATES}
     for column in (*(rule.column for rule in policy.rule), *(edit.column for edit in policy.edit)):
         annotation, _, name = column.partition(".")
-        assert annotation in OTHERS or name in written[annotation].names, column
+        assert annotation in OTHERS or name in ("", *known[annotation].names), column
     for edit in policy.edit:
         annotation, _, name = edit.column.partition(".")
-        assert written[annotation].field(name).type == pa.list_(pa.int32()), edit.column
+        assert known[annotation].field(name).type == pa.list_(pa.int32()), edit.column
+
+
+def test_the_page_on_duplicates_names_what_they_find() -> None:
+    rows = re.findall(
+        r"^\| (`[^|]+) \|[^|]+\| ([^|]+) \|$", (ROOT / "docs" / "duplicates.md").read_text(), re.MULTILINE
+    )
+    told = {name: columns.split(", ") for names, columns in rows for name in re.findall(r"`(\w+)`", names)}
+    assert told == {name: schema.names for name, schema in DUPLICATES.items()}

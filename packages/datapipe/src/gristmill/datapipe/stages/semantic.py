@@ -16,7 +16,6 @@ from gristmill.datapipe.stages.duplicates import Joined
 from gristmill.datapipe.text.hashing import BASE
 from gristmill.datapipe.workflow.stage import Bucket, Inputs, Node, Shuffle, Step
 
-
 LEAST_SAMPLE = 1024
 """Documents that the mean is taken of, where there are so many."""
 PAIR = ["first", "second", "similarity"]
