@@ -7,15 +7,12 @@ or interruptions.
 
 from __future__ import annotations
 
-import importlib.metadata
-import itertools
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +21,25 @@ import pyarrow.parquet as pq
 from gristmill.base.errors import GristmillError, PartialError
 from gristmill.base.files import fingerprint
 from gristmill.datapipe.ingest.ingest import Ingest, IngestJob, InputFile
-from gristmill.datapipe.workflow.buckets import Into
 from gristmill.datapipe.workflow.display import Display
 from gristmill.datapipe.workflow.executor import Executor, start
 from gristmill.datapipe.workflow.jobs import GatherJob, ScatterJob, StageJob, StepJob
+from gristmill.datapipe.workflow.keys import (
+    WHOLE,
+    Output,
+    identity,
+    output_of,
+    pending,
+    shuffle_keys,
+    stage_keys,
+    step_keys,
+)
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
 from gristmill.datapipe.workflow.lock import RunLock
 from gristmill.datapipe.workflow.record import NodeRecord, RunRecord
 from gristmill.datapipe.workflow.stage import Inputs, Node, Shuffle, Stage, Step
 
 KINDS: dict[type, str] = {Stage: "stage", Shuffle: "shuffle", Step: "step"}
-
-
-@dataclass(frozen=True)
-class Output:
-    """A finished node: where it lies and what it holds, by content."""
-
-    folder: Path
-    sha256: str
-    parts: dict[str, str]
-    """File name of each partition, in row order, to its content hash. Empty where the output has no partitions."""
-    rows: dict[str, int]
-    """File name of each partition to its rows."""
 
 
 class Runner:
@@ -59,6 +53,7 @@ class Runner:
         self.workers = workers
         self.outputs: dict[str, Output] = {}
         self._ran: set[str] = set()
+        self._gave_way = False
         _check_dag(ingest, nodes)
 
     def run(self) -> dict[str, Output]:
@@ -69,7 +64,9 @@ class Runner:
             PartialError: more input was quarantined than `ingest.max_bad_fraction` allows.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with RunLock(self.folder), Display() as self._display:
+        self._executor: Executor | None = None
+        self._executor_lock = threading.Lock()
+        with RunLock(self.folder, self._give_way), Display() as self._display:
             self._ledger = Ledger(self.folder)
             self._record = RunRecord(self.folder, self.name)
             for node in (self.ingest, *self.nodes.values()):
@@ -77,8 +74,6 @@ class Runner:
                 self._record.add(NodeRecord(node.name, kind, list(dict.fromkeys(node.dependencies))))
             self._record.write()
             self._ledger.write_outputs({"documents": "documents", **{n.name: n.folder for n in self.nodes.values()}})
-            self._executor: Executor | None = None
-            self._executor_lock = threading.Lock()
             try:
                 self._run_ingest()
                 self._run_nodes()
@@ -91,6 +86,12 @@ class Runner:
                     self._executor.close()
             self._record.finish("done")
             return self.outputs
+
+    def _give_way(self) -> None:
+        """Another runner has taken the folder over, as this one stood still for long: nothing more may be written."""
+        self._gave_way = True
+        if self._executor is not None:
+            self._executor.stop()
 
     # The DAG -----------------------------------------------------------------------------------------------------
 
@@ -213,26 +214,18 @@ class Runner:
     # Stages ------------------------------------------------------------------------------------------------------
 
     def _run_stage(self, stage: Stage) -> Output:
-        folder = self.folder / stage.folder
-        over, identity = self.outputs[stage.over], self._identity(stage)
-        needs = {name: self.outputs[name].sha256 for name in stage.needs}
-        keys: dict[str, str] = {}
-        for part, sha256 in over.parts.items():
-            previous = {name: self.outputs[name].parts[part] for name in stage.requires}
-            keys[part] = fingerprint([identity, sha256, previous, needs])
-        job = StageJob(
-            stage, over.folder, {name: self.outputs[name].folder for name in stage.requires},
-            {name: self.outputs[name].folder for name in stage.needs}, folder, keys,
-        )  # fmt: skip
-        pending = self._pending(stage.name, keys, folder)
-        self._begin(stage, len(keys), len(keys) - len(pending))
-        self._pieces(stage, job, pending, len(keys), len(keys) - len(pending))
+        folder, keys = self.folder / stage.folder, stage_keys(stage, identity(stage, self._ledger), self.outputs)
+        over, required, needed = self.outputs[stage.over], self._folders(stage.requires), self._folders(stage.needs)
+        job = StageJob(stage, over.folder, required, needed, folder, keys)
+        left = pending(self._ledger, stage.name, keys, folder)
+        self._begin(stage, len(keys), len(keys) - len(left))
+        self._pieces(stage, job, left, len(keys), len(keys) - len(left))
         output = self._partitioned(stage, keys)
         self._set(stage.name, counts={"documents": sum(output.rows.values())})
         return output
 
-    def _pending(self, name: str, keys: Mapping[str, str], folder: Path) -> list[str]:
-        return [piece for piece, key in keys.items() if not self._is_done(name, piece, key, folder / piece)]
+    def _folders(self, names: Iterable[str]) -> dict[str, Path]:
+        return {name: self.outputs[name].folder for name in names}
 
     def _begin(self, node: Node, total: int, cached: int) -> None:
         self._set(node.name, partitions=total, partitions_done=cached, partitions_cached=cached, status="running")
@@ -251,10 +244,7 @@ class Runner:
         folder = self.folder / node.folder
         _remove_others(folder, set(keys))
         self._ledger.prune(node.name, set(keys))
-        entries = {piece: self._ledger.read(node.name, piece) for piece in keys}
-        parts = {piece: entry.sha256 for piece, entry in entries.items() if entry is not None}
-        rows = {piece: entry.rows for piece, entry in entries.items() if entry is not None}
-        return Output(folder, fingerprint(parts), parts, rows)
+        return output_of(self._ledger, node, keys, folder)
 
     # Shuffles ----------------------------------------------------------------------------------------------------
 
@@ -262,40 +252,22 @@ class Runner:
         """Scattered files are kept until every bucket is gathered: a run that was stopped goes on where it was."""
         name, folder, over = shuffle.name, self.folder / shuffle.folder, self.outputs[shuffle.over]
         scattered, scatter_ledger = self.folder / ".work" / "scattered" / name, f"{name}.scattered"
-        entries = sum(over.rows.values()) * shuffle.entries_per_row
-        into = Into.partitions(self.outputs[shuffle.onto].rows) if shuffle.onto else Into.hashes(entries)
-        starts = dict(zip(over.parts, itertools.accumulate([0, *over.rows.values()])))
-        needs = {other: self.outputs[other].sha256 for other in shuffle.needs}
-        common = fingerprint([self._identity(shuffle), needs, into.identity()])
-        scatter_keys = {
-            part: fingerprint(
-                [common, sha256, starts[part], {other: self.outputs[other].parts[part] for other in shuffle.requires}]
-            )
-            for part, sha256 in over.parts.items()
-        }
-        everything = fingerprint(scatter_keys)
-        keys = {
-            part: fingerprint([everything, part, {other: self.outputs[other].parts[part] for other in shuffle.beside}])
-            for part in into.names
-        }
-        pending = self._pending(name, keys, folder)
-        to_scatter = self._pending(scatter_ledger, scatter_keys, scattered) if pending else []
-        total = len(scatter_keys) + len(keys)
-        done = total - len(to_scatter) - len(pending)
+        keys = shuffle_keys(shuffle, identity(shuffle, self._ledger), self.outputs)
+        to_gather = pending(self._ledger, name, keys.gather, folder)
+        to_scatter = pending(self._ledger, scatter_ledger, keys.scatter, scattered) if to_gather else []
+        total = len(keys.scatter) + len(keys.gather)
+        done = total - len(to_scatter) - len(to_gather)
         self._begin(shuffle, total, done)
-        needed, required, beside = (
-            {other: self.outputs[other].folder for other in others}
-            for others in (shuffle.needs, shuffle.requires, shuffle.beside)
-        )
-        scatter = ScatterJob(shuffle, over.folder, required, needed, scattered, scatter_keys, starts, into)
+        needed, required, beside = map(self._folders, (shuffle.needs, shuffle.requires, shuffle.beside))
+        scatter = ScatterJob(shuffle, over.folder, required, needed, scattered, keys.scatter, keys.starts, keys.into)
         self._pieces(shuffle, scatter, to_scatter, total, done, scatter_ledger)
-        gather = GatherJob(shuffle, scattered, tuple(over.parts), beside, needed, folder, keys, into)
-        self._pieces(shuffle, gather, pending, total, done + len(to_scatter))
+        gather = GatherJob(shuffle, scattered, tuple(over.parts), beside, needed, folder, keys.gather, keys.into)
+        self._pieces(shuffle, gather, to_gather, total, done + len(to_scatter))
         self._ledger.prune(scatter_ledger, set())
         shutil.rmtree(scattered, ignore_errors=True)
-        output = self._partitioned(shuffle, keys)
+        output = self._partitioned(shuffle, keys.gather)
         counts: Counter[str] = Counter()
-        for part in keys:
+        for part in keys.gather:
             if entry := self._ledger.read(name, part):
                 counts.update(entry.counts)
         self._set(name, counts=dict(counts))
@@ -313,6 +285,10 @@ class Runner:
                 if outcome.detail:
                     self._display.say(outcome.detail)
                 continue
+            if self._gave_way:
+                raise GristmillError(
+                    f"{self.folder}: another runner has taken this run over while this one stood still"
+                )
             entry = Entry(**outcome.value["entry"])
             self._ledger.write(ledger or name, getattr(outcome.item, "key", outcome.item), entry)
             done, documents = done + 1, documents + rows_of(outcome.value)
@@ -325,49 +301,31 @@ class Runner:
     # Steps -------------------------------------------------------------------------------------------------------
 
     def _run_step(self, step: Step) -> Output:
-        folder = self.folder / step.folder
-        requires = {name: self.outputs[name].sha256 for name in step.requires}  # every file in it, and the parts' names
-        key = fingerprint([self._identity(step), requires])
+        folder, keys = self.folder / step.folder, step_keys(step, identity(step, self._ledger), self.outputs)
+        key = keys[WHOLE]
         self._set(step.name, partitions=1, status="running")
-        if self._is_done(step.name, "whole", key, folder):
+        if not pending(self._ledger, step.name, keys, folder):
             self._set(step.name, partitions_done=1, partitions_cached=1)
         else:
             self._ran.add(step.name)
-            self._ledger.forget(step.name, "whole")
+            self._ledger.forget(step.name, WHOLE)
             self._display.begin(step.name, 1, 0)
             work = self.folder / ".work" / f"{step.name}-{key[:16]}"
             for other in work.parent.glob(f"{step.name}-*"):
                 if other != work or not step.resumes:
                     shutil.rmtree(other)
             work.mkdir(parents=True, exist_ok=True)
-            inputs = Inputs(
-                {name: self.outputs[name].folder for name in step.requires},
-                {name: tuple(self.outputs[name].parts) for name in step.requires},
-            )
+            parts = {name: tuple(self.outputs[name].parts) for name in step.requires}
+            inputs = Inputs(self._folders(step.requires), parts)
             job = StepJob(step, inputs, work, folder, key)
-            self._map(step.name, job, ["whole"], step, lambda value: 0, 1, 0)
-        entry = self._ledger.read(step.name, "whole")
+            self._map(step.name, job, [WHOLE], step, lambda value: 0, 1, 0)
+        entry = self._ledger.read(step.name, WHOLE)
         assert entry is not None, "the ledger entry of a step that is done"
         self._set(step.name, counts=entry.counts)
         parts = {path.name: self._ledger.file_sha256(path) for path in sorted(folder.glob("part-*.parquet"))}
         return Output(folder, entry.sha256, parts, {part: pq.read_metadata(folder / part).num_rows for part in parts})
 
     # Small things ------------------------------------------------------------------------------------------------
-
-    def _identity(self, node: Node) -> dict[str, Any]:
-        return {
-            "name": node.name,
-            "version": node.version,
-            "config": node.config,
-            "files": [self._ledger.file_sha256(path) for path in node.files()],
-            "libraries": {library: importlib.metadata.version(library) for library in node.libraries},
-        }
-
-    def _is_done(self, name: str, piece: str, key: str, output: Path) -> bool:
-        entry = self._ledger.read(name, piece)
-        if entry is None or entry.fingerprint != key or not output.exists():
-            return False
-        return output.is_dir() or output.stat().st_size == entry.bytes
 
     def _executor_on_demand(self) -> Executor:
         """Ray takes seconds to start: a run with nothing to do never starts it."""
