@@ -120,15 +120,20 @@ def setups(policy: Policy) -> dict[str, Any]:
     Raises:
         UsageError: it sets up what there is not, or to values that make no sense.
     """
+    made: dict[str, Any] = {}
     for name in policy.measure:
         if name not in FROM_POLICY:
             raise UsageError(
                 f"policy {policy.name!r}: measure.{name}: nothing to set up there{nearest(name, FROM_POLICY)}"
             )
-    return {
-        name: from_mapping(kind, policy.measure.get(name, {}), f"policy {policy.name!r}: measure.{name}")
-        for name, kind in FROM_POLICY.items()
-    }
+    for name, kind in FROM_POLICY.items():
+        where = f"policy {policy.name!r}: measure.{name}"
+        try:
+            made[name] = from_mapping(kind, policy.measure.get(name, {}), where)
+        except UsageError as error:  # what a configuration itself refuses names its setting alone
+            told = str(error)
+            raise UsageError(told if told.startswith(where) else f"{where}: {told}") from None
+    return made
 
 
 def check_columns(policy: Policy, written: Mapping[str, pa.Schema | None]) -> None:

@@ -160,13 +160,13 @@ class Score(Stage):
 
 
 class States(Stage):
-    """states: state, a vector for each document that the rules before semantic duplicates keep; null elsewhere."""
+    """states: state, a vector for each document that the selection `among` keeps; null elsewhere."""
 
     name, folder, version = "states", "annotations/states", 1
-    requires = ("unique",)
 
-    def __init__(self, backbone: Path, config: PooledConfig) -> None:
-        self._backbone, self._pooled = backbone, config
+    def __init__(self, backbone: Path, config: PooledConfig, among: str = "unique") -> None:
+        self._backbone, self._pooled, self._among = backbone, config, among
+        self.requires = (among,)
         self.config = config
         self.resources = Resources(cpus=float(config.threads))
         self.libraries = ("tokenizers", "torch", "transformers")
@@ -180,7 +180,7 @@ class States(Stage):
         self._pooler = Pooler.load(self._backbone, self._pooled)
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
-        keep = previous["unique"]["keep"].to_numpy(zero_copy_only=False)
+        keep = previous[self._among]["keep"].to_numpy(zero_copy_only=False)
         states = self._pooler.states(table["text"].filter(pa.array(keep)).to_pylist())
         rows = np.where(keep, np.cumsum(keep) - 1, -1)  # null where the rules had dropped the document already
         return pa.table({"state": states.take(pa.array(rows, mask=~keep))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -38,28 +39,35 @@ def test_words_equal_those_of_folding_where_the_text_is_in_nfc(rows: list[str]) 
 def test_each_place_holds_its_word_alone(rows: list[str]) -> None:
     text = texts_of([row.encode("utf-8", "replace").decode() for row in rows])
     found = places(text)
-    for start, end, value in zip(found.starts, found.ends, found.hashes):
-        alone = places(texts_of([text.data[start:end].tobytes().decode()]))
-        assert alone.hashes.tolist() == [value]
-    inside = np.concatenate([np.repeat(text.offsets[:-1], np.diff(found.offsets)), [0]])[:-1]
-    assert (found.starts >= inside).all() and (found.starts < found.ends).all()
-    assert (found.ends[:-1] <= found.starts[1:]).all()
+    for row, (first, last) in enumerate(pairwise(found.offsets.tolist())):
+        own, before = text.data[text.offsets[row] : text.offsets[row + 1]].tobytes(), 0
+        for start, end, value in zip(found.starts[first:last], found.ends[first:last], found.hashes[first:last]):
+            assert before <= start < end
+            assert places(texts_of([own[start:end].decode()])).hashes.tolist() == [value]
+            before = end
 
 
 def test_places_are_those_of_the_text_as_it_stands() -> None:
-    text = texts_of(["", "An école, e\u0301cole 漢字"])
-    found = places(text)
-    words = [text.data[start:end].tobytes().decode() for start, end in zip(found.starts, found.ends)]
+    body = "An école, e\u0301cole 漢字"
+    found = places(text_of(pa.array(["before", "", body], pa.large_string()).slice(1)))
+    words = [body.encode()[start:end].decode() for start, end in zip(found.starts, found.ends)]
     assert words == ["An", "école", "e\u0301cole", "漢", "字"]
     assert found.hashes[1] != found.hashes[2]  # not composed, not the same word
     assert found.offsets.tolist() == [0, 0, 5]
+
+
+def test_a_text_of_one_letter_words_takes_sixteen_bytes_for_each() -> None:
+    """Its words are half as many as its bytes, and a document may have 100 MB."""
+    found = places(texts_of(["a " * 1000]))
+    assert found.hashes.itemsize + found.starts.itemsize + found.ends.itemsize == 16
+    assert (found.starts == np.arange(0, 2000, 2)).all() and (found.ends == found.starts + 1).all()
 
 
 def test_a_slice_of_a_buffer_and_bytes_that_are_no_text_stay_inside() -> None:
     column = hostile(3, [b"word", "漢".encode(), b" "])
     text = text_of(column)
     found = places(text)
-    assert (found.starts >= text.offsets[0]).all() and (found.ends <= text.offsets[-1]).all()
+    assert (found.starts >= 0).all() and (found.ends <= np.repeat(np.diff(text.offsets), np.diff(found.offsets))).all()
     for row in range(len(text)):
         alone = places(Text(text.data, text.offsets[row : row + 2]))
         here = slice(found.offsets[row], found.offsets[row + 1])

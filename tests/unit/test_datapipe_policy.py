@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from gristmill.base.errors import GristmillError, UsageError
-from gristmill.datapipe.policy import Bounds, Policy, Rule, decide
+from gristmill.datapipe.policy import Bounds, Edit, Policy, Rule, decide
 from gristmill.datapipe.policy_file import load_policy
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -58,6 +58,14 @@ def test_calibrated_thresholds_and_missing_values() -> None:
     assert reasons(Rule("quality", "scores.quality", min=0.1, missing="keep")) == ["", "", "", "", ""]
 
 
+def test_rules_without_an_annotation_are_all_others_wherever_they_stand() -> None:
+    best, first = Rule("best", "near", keep="best"), Rule("first", "near", keep="first")
+    share, length = Rule("share", "lines.share", max=0.5), Rule("words", "heuristics.words", min=5)
+    policy = Policy("test", (best, length, share, first), (Edit("lines.cut"),), {"lines": {"min_words": 9}})
+    assert policy.without("lines", "scores") == Policy("test", (length, first))
+    assert policy.looked_at("lines").rule == (length, first)
+
+
 @pytest.mark.parametrize("path", sorted((PIPELINES / "policies").glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_policies_load(path: Path) -> None:
     assert load_policy(path).rule
@@ -81,6 +89,7 @@ def test_shipped_policies_load(path: Path) -> None:
         ('[[rule]]\nname = "a"\ncolumn = "x.y"\nmin = 5\nmax = 1', "nothing lies between"),
         ('[[rule]]\nname = "a"\ncolumn = "x.y"\nmin = 5\nallowed = ["z"]', "allowed is for words"),
         ('[[rule]]\nname = "a"\ncolumn = "x"\nkeep = "first"\nsources.web = {}', "a rule of their own"),
+        ('[[rule]]\nname = "a"\ncolumn = "near.cluster"\nkeep = "first"', 'write column = "near"'),
     ],
 )
 def test_a_wrong_policy_is_refused_with_the_place(tmp_path: Path, text: str, message: str) -> None:

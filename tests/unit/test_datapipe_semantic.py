@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gristmill.base.errors import UsageError
-from gristmill.datapipe.dedup.semantic import SemanticConfig, alike, assign, centred, kmeans, mean_of
+from gristmill.datapipe.dedup import semantic
+from gristmill.datapipe.dedup.semantic import MOST_CELLS, SemanticConfig, alike, assign, centred, kmeans, mean_of
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
@@ -167,9 +170,37 @@ def test_centring_takes_away_what_all_have_in_common() -> None:
     assert (parts[500:] == rows[:500]).mean() > 0.99 and len(np.unique(parts)) > 495
 
 
+def test_cells_stay_few_enough_for_a_run_of_any_size() -> None:
+    config = SemanticConfig()
+    assert config.cells(8_000_000) == 4000 and config.cells(9_000_000) == config.cells(10**11) == MOST_CELLS == 4096
+    assert SemanticConfig(documents_per_cell=1).cells(10**8) == MOST_CELLS
+
+
+def test_kmeans_and_centring_hold_no_more_copies_of_a_sample_than_they_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "HELD", 1 << 16)
+    sample = np.random.default_rng(8).normal(size=(40_000, 128)).astype(np.float32)
+    before, mean = sample.copy(), mean_of(sample)
+    kmeans(sample[:100], 4, seed=0, iterations=2)  # compiled
+
+    def peak(call: Callable[[], object]) -> float:
+        tracemalloc.start()
+        try:
+            call()
+            return tracemalloc.get_traced_memory()[1] / sample.nbytes
+        finally:
+            tracemalloc.stop()
+
+    assert peak(lambda: centred(sample, mean)) < 1.5
+    assert peak(lambda: kmeans(sample, 4, seed=0, iterations=2)) < 1.5  # blocks in 64 bits
+    assert (sample == before).all()
+
+
 def test_settings_that_make_no_sense_are_refused() -> None:
     assert SemanticConfig().cells(0) == 1 and SemanticConfig(documents_per_cell=10).cells(101) == 11
     wrong: dict[str, Any] = {"threshold": 1.5, "documents_per_cell": 0, "max_cell": 1, "iterations": 0, "seed": -1}
+    for threshold in (0, -1, 1e-10, float("nan")):  # what `alike` would refuse when all else is done
+        with pytest.raises(UsageError, match="threshold"):
+            SemanticConfig(threshold=threshold)
     for name, value in wrong.items():
         with pytest.raises(UsageError, match=name):
             SemanticConfig(**{name: value})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.hostile_texts import hostile
 
 from gristmill.base.errors import UsageError
-from gristmill.datapipe.dedup.substrings import SubstringConfig, anchors, merged, windows
+from gristmill.datapipe.dedup.substrings import SubstringConfig, anchors, merged, tidied, windows
 from gristmill.datapipe.text import spans
 from gristmill.datapipe.text.buffers import text_of
 from gristmill.datapipe.text.places import places
@@ -62,18 +62,18 @@ def brute_force(column: pa.Array, config: SubstringConfig) -> list[list[int]]:
                 if key in seen:
                     cut.append((at, at + config.words))
         seen.update(own)
-        rows.append(covering([(int(found.starts[a]), int(found.ends[b - 1])) for a, b in cut], int(text.offsets[0])))
+        rows.append(covering([(int(found.starts[a]), int(found.ends[b - 1])) for a, b in cut]))
     return rows
 
 
-def covering(pairs: Pairs, origin: int = 0) -> list[int]:
+def covering(pairs: Pairs) -> list[int]:
     joined: list[list[int]] = []
     for start, end in sorted(pairs):
         if joined and start <= joined[-1][1]:
             joined[-1][1] = max(joined[-1][1], end)
         else:
             joined.append([start, end])
-    return [bound - origin for pair in joined for bound in pair]
+    return [bound for pair in joined for bound in pair]
 
 
 def large(texts: Sequence[str]) -> pa.Array:
@@ -199,6 +199,78 @@ def test_windows_touch_and_overlap_into_one_span_whatever_their_order() -> None:
     assert merged(nothing, nothing, nothing, 2).to_pylist() == [[], []]
 
 
+def words_in(data: bytes) -> int:
+    return len(places(text_of(large([data.decode()]))).hashes)
+
+
+def tidied_slowly(data: bytes, cut: list[int]) -> list[int]:
+    kept = [0, *cut, len(data)]  # start and end of what stays, in turn
+    inner = [
+        bound for start, end in zip(kept[2:-2:2], kept[3:-1:2]) if words_in(data[start:end]) for bound in (start, end)
+    ]
+    if not cut:
+        return []
+    if not inner and not words_in(data[: cut[0]]) and not words_in(data[cut[-1] :]):
+        return [0, len(data)]
+    return [cut[0], *inner, cut[-1]]
+
+
+PIECES = st.sampled_from(["a", "É", "漢", "7", "\u0301", " ", "\n", ".", "—", "😀", "\0", "\u200b"])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.lists(st.tuples(PIECES, st.booleans()), max_size=12), min_size=1, max_size=4))
+def test_between_spans_and_of_documents_no_scraps_are_left(rows: list[list[tuple[str, bool]]]) -> None:
+    """Each piece is cut or stays, whatever it is."""
+    cuts = []
+    for row in rows:
+        ends = np.cumsum([0, *(len(piece.encode()) for piece, _ in row)]).tolist()
+        cuts.append(covering([(*span,) for span, (_, gone) in zip(pairwise(ends), row) if gone]))
+    texts = ["".join(piece for piece, _ in row) for row in rows]
+    column = large(["before", *texts]).slice(1)
+    result = tidied(text_of(column), pa.array(cuts, spans.TYPE))
+    assert result.type == spans.TYPE
+    assert result.to_pylist() == [tidied_slowly(text.encode(), cut) for text, cut in zip(texts, cuts)]
+    left = spans.apply(column, [(result, "")])
+    before = spans.apply(column, [(pa.array(cuts, spans.TYPE), "")])
+    for text, cut, now, then in zip(texts, cuts, left.to_pylist(), before.to_pylist()):
+        assert words_in(now.encode()) <= words_in(then.encode()) <= words_in(text.encode())
+        assert not cut or now == "" or words_in(now.encode())
+    assert tidied(text_of(column), result).to_pylist() == result.to_pylist()
+
+
+def test_of_a_document_of_two_repeated_passages_nothing_is_left() -> None:
+    passage = " ".join(f"w{number}" for number in range(60))
+    column = large(
+        [passage, f"{passage}.\n\n{passage}!", f". {passage}.", f"New: {passage}. {passage}", "...", "a " + "b. " * 3]
+    )
+    result = tidied(text_of(column), two_rounds(column, SubstringConfig(50)))
+    left = spans.apply(column, [(result, "")]).to_pylist()
+    assert left == [passage, "", "", "New: ", "...", "a b. b. b. "]
+
+
+def test_scraps_of_a_large_document_are_looked_at_once() -> None:
+    spread = large([". " * 2_000_000 + "x" + " ." * 2_000_000, "x" + "." * 4_000_000 + "x"])
+    cut = pa.array(
+        [[number + half for number in range(0, 4_000_000, 40) for half in (0, 1)], [0, 1, 4_000_001, 4_000_002]]
+    )
+    result = tidied(text_of(spread), cut.cast(spans.TYPE)).to_pylist()
+    assert result == [[0, 3_999_961], [0, 4_000_002]]
+    assert tidied(text_of(column := hostile(2)), pa.array([[]] * len(column), spans.TYPE)).flatten().to_pylist() == []
+    with pytest.raises(ValueError, match="1 texts, but spans for 2"):
+        tidied(text_of(large(["a"])), pa.array([[], []], spans.TYPE))
+
+
+def test_hostile_bytes_around_spans_are_read_within_their_document() -> None:
+    column = hostile(7, [b"word ", "漢".encode()])
+    text = text_of(column)
+    sizes = np.diff(text.offsets).tolist()
+    cut = [[0, 0, size, size] for size in sizes]
+    result = tidied(text, pa.array(cut, spans.TYPE)).to_pylist()
+    found = np.diff(places(text).offsets).tolist()
+    assert result == [[0, 0, size, size] if words else [0, size] for size, words in zip(sizes, found)]
+
+
 def test_empty_documents_nulls_and_what_does_not_fit() -> None:
     text = text_of(pa.array(["", None, "too short", "a b c d e f g"], pa.large_string()))
     assert set(anchors(text, SHORT).document.tolist()) == {3}
@@ -212,7 +284,16 @@ def test_empty_documents_nulls_and_what_does_not_fit() -> None:
             windows(text, pa.array(bad, spans.TYPE), SHORT)
 
 
-@pytest.mark.parametrize(("words", "anchor"), [(50, 51), (50, 1), (1, 1), (501, 25)])
+@pytest.mark.parametrize(("words", "anchor"), [(2, 2), (3, 2), (10, 5), (50, 25), (500, 250)])
+def test_an_anchor_is_half_of_the_words_where_none_is_given(words: int, anchor: int) -> None:
+    assert SubstringConfig(words).anchor_words == anchor and SubstringConfig(words, words).anchor_words == words
+    text = text_of(large(["a b c d e f g h i j k l m " * 100]))
+    np.testing.assert_array_equal(
+        anchors(text, SubstringConfig(words)).key, anchors(text, SubstringConfig(words, anchor)).key
+    )
+
+
+@pytest.mark.parametrize(("words", "anchor"), [(50, -1), (50, 51), (50, 1), (1, 1), (501, 25)])
 def test_settings_that_make_no_sense_are_refused(words: int, anchor: int) -> None:
     with pytest.raises(UsageError):
         SubstringConfig(words, anchor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import unicodedata
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from gristmill.datapipe.filters.gopher import gopher
 from gristmill.datapipe.filters.length import length
 from gristmill.datapipe.filters.olmo3 import olmo3
 from gristmill.datapipe.filters.repetition import olmo3_repetition, repetition
-from gristmill.datapipe.text.characters import DIGIT, IDEOGRAPH, LETTER, tables
+from gristmill.datapipe.text.characters import DIGIT, IDEOGRAPH, LETTER, NEWLINE, SPACE, tables
 from gristmill.datapipe.text.counts import CLASSES
 from gristmill.datapipe.text.features import Features, featurise
 
@@ -104,6 +105,48 @@ def test_identity_ignores_space_and_case_but_not_order() -> None:
     identity = featurise(pa.array(texts)).identity
     assert (identity[0] == identity[1]).all() and (identity[0] != identity[2]).any()
     assert (identity[3] == identity[4]).all()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("now here", "nowhere", False),
+        ("1 2 3", "12 3", False),
+        ("1 000", "1000", False),
+        ("a b", "ab ", False),
+        ("a\nb", "a  b", True),
+        ("x = -1\n", "x=-1", True),
+        ("漢 字\nx", "漢字x", True),
+        ("x漢 y", "x 漢y", True),
+        ("สวัส ดี", "สวัสดี", True),
+        ("a- b", "a -b", True),
+        ("", " \n", True),
+    ],
+)
+def test_identity_knows_where_words_end_and_no_more_of_space(one: str, other: str, same: bool) -> None:
+    first, second = featurise(pa.array([one, other])).identity
+    assert (first == second).tolist() == [same, same]  # in both halves
+
+
+def spaced(text: str) -> str:
+    """The words and symbols in order, one space after each run of letters and digits."""
+    classes, folded = tables()
+    kinds = dict.fromkeys((LETTER, DIGIT), "a") | dict.fromkeys((SPACE, NEWLINE), " ")
+    text = unicodedata.normalize("NFC", text)
+    pattern = "".join(kinds.get(classes[ord(character)], ".") for character in text)
+    text = "".join(chr(folded[ord(character)]) for character in text)
+    runs = re.finditer(r"a+|\.", pattern)
+    return "".join(text[run.start() : run.end()] + " " * (run[0][0] == "a") for run in runs)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["a", "a ", "A\n", "漢", "漢 ", " -"]), max_size=3).map("".join), min_size=8))
+def test_identities_are_equal_where_words_and_symbols_are(texts: list[str]) -> None:
+    identity, forms = featurise(pa.array(texts)).identity, [spaced(text) for text in texts]
+    for half in (0, 1):
+        by_hash = dict(zip(identity[:, half].tolist(), forms))
+        assert [by_hash[value] for value in identity[:, half].tolist()] == forms
+        assert len(by_hash) == len(set(forms))
 
 
 def test_scripts_without_spaces_count_characters_as_words() -> None:

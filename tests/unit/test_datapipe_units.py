@@ -69,6 +69,7 @@ def test_space_case_and_carriage_returns_do_not_count_symbols_do() -> None:
     result = found(["One Two!\r\none   two!\n\u2028ONE two! ", "one two?"], "line")
     first = result.key[0].tolist()
     assert [key == first for key in result.key.tolist()] == [True, True, True, False]
+    assert len(np.unique(found(["now here", "nowhere", "n owhere"], "line").key, axis=0)) == 3
     result = found(["A\u2028b\nc\n\n\n", "a b C\r\n"], "paragraph")
     assert result.end.tolist() == [10, 7] and (result.key[0] == result.key[1]).all()
 

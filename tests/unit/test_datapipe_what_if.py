@@ -15,7 +15,7 @@ from gristmill.datapipe import cli
 from gristmill.datapipe.explain import explain
 from gristmill.datapipe.policy_file import read_policy
 from gristmill.datapipe.select import Select
-from gristmill.datapipe.what_if import policy_of, what_if
+from gristmill.datapipe.what_if import LookedAt, policy_of, what_if
 from gristmill.datapipe.workflow.stage import open_run
 
 PARTS = ("part-00000-00000.parquet", "part-00000-00001.parquet")
@@ -31,13 +31,17 @@ POLICY = {
 WORDS = [5, 60, 20, 200, 80, 70]
 REPETITION = [0.0, 0.5, 0.1, 0.2, None, 0.1]  # a fifth in 32 bits is a fifth
 CLUSTERS = [0, 1, 2, 3, 4, 3]
+UNIQUE = [False, False, True, True, False, False]
+UNIQUE_REASONS = ["words", "repetition", None, None, "repetition", "duplicate"]
+"""What POLICY's rules keep; nothing else was looked at for paragraphs."""
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Six documents in two partitions, with what the stages found, and the selection that POLICY makes of them."""
     folders = {"documents": "documents", "selection": "selection"}
-    folders |= {name: f"annotations/{name}" for name in ("heuristics", "tokens", "exact", "pii")}
+    folders |= {name: f"annotations/{name}" for name in ("heuristics", "tokens", "exact", "pii", "paragraphs")}
+    folders |= {"unique": "unique"}
     for folder in folders.values():
         (tmp_path / folder).mkdir(parents=True)
     for number, part in enumerate(PARTS):
@@ -57,6 +61,11 @@ def run(tmp_path: Path) -> Path:
             "tokens": {"count": pa.array([10, 20, 30], pa.int32())},
             "exact": {"cluster": CLUSTERS[rows], "size": [1, 1, 1] if not number else [2, 1, 2]},
             "pii": {"email": pa.array(mails, pa.list_(pa.int32()))},
+            "unique": {"keep": UNIQUE[rows], "reason": UNIQUE_REASONS[rows]},
+            "paragraphs": {
+                "share": pa.array([0.5 if looked else None for looked in UNIQUE[rows]], pa.float32()),
+                "cut": pa.array([[0, 5] if looked else None for looked in UNIQUE[rows]], pa.list_(pa.int32())),
+            },
         }
         for name, columns in tables.items():
             pq.write_table(pa.table(columns), tmp_path / folders[name] / part)
@@ -119,6 +128,31 @@ def test_a_policy_that_measures_or_edits_otherwise_is_told_apart(run: Path) -> N
     assert answer.edited_otherwise and not what_if(run, policy_of(run, None, [], [])).edited_otherwise
 
 
+SHARE = {"name": "share", "column": "paragraphs.share", "max": 0.9}
+
+
+@pytest.mark.parametrize("reads", [{"rule": [*POLICY["rule"], SHARE]}, {"edit": [{"column": "paragraphs.cut"}]}])
+def test_documents_that_were_never_looked_at_are_told(run: Path, reads: dict, capsys: pytest.CaptureFixture) -> None:
+    Select(read_policy({**POLICY, **reads}, "test")).run(open_run(run), run / "selection")
+    answer = what_if(run, policy_of(run, None, ["words.min=1", "repetition.max=0.1"], []))
+    assert answer.looked_otherwise == (LookedAt("paragraphs", 2, 1),)  # d0 and, for d3, its copy d5; d3
+    cli.what_if(run, set=("words.min=1",))
+    assert "paragraphs would be looked for in 1 documents that the run did not look at" in capsys.readouterr().out
+    for same in ([], ["words.min=51"], ["repetition.missing=drop"]):  # the same documents, by whatever rules
+        assert not what_if(run, policy_of(run, None, same, [])).looked_otherwise
+    assert not what_if(run, read_policy({**POLICY, "rule": [], "edit": []}, "x")).looked_otherwise  # reads none
+
+
+def test_explain_tells_what_was_not_measured_and_why(run: Path) -> None:
+    reads = {"rule": [SHARE, *POLICY["rule"]], "edit": [{"column": "paragraphs.cut"}]}
+    Select(read_policy({**POLICY, **reads}, "test")).run(open_run(run), run / "selection")
+    told = "not measured, as rule 'duplicate' drops the document before"
+    lines = explain(run, "d5")
+    assert lines[2] == f"  drops  share: paragraphs.share = {told} (max 0.9)"
+    assert lines[-1] == f"  edit   paragraphs.cut: {told}"
+    assert explain(run, "d2")[2] == "  ok     share: paragraphs.share = 0.5 (max 0.9)"
+
+
 def test_a_change_for_one_source_keeps_the_rule_s_other_bound(run: Path) -> None:
     policy = policy_of(run, None, ["words.max=100", "words.sources.web.min=1"], [])
     assert (policy.rule[0].sources["web"].min, policy.rule[0].sources["web"].max) == (1, 100)
@@ -141,7 +175,7 @@ def test_explain_has_every_rule_and_what_is_edited(run: Path) -> None:
     lines = explain(run, "d5")
     assert "drops" in lines[4] and "cluster 3 of 2" in lines[4]
     assert "replaced by '<EMAIL>'" in lines[6] and lines[7].strip() == "5-11 a@b.cd"
-    assert any("null" in line and line.split()[0] == "drops" for line in explain(run, "d4"))
+    assert any("= no value (" in line and line.split()[0] == "drops" for line in explain(run, "d4"))
     with pytest.raises(GristmillError, match="no document has the id 'nobody'"):
         explain(run, "nobody")
 

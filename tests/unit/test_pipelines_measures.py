@@ -64,5 +64,22 @@ def test_wrong_ways_to_measure_are_refused(measure: dict[str, Any], message: str
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("near", {"threshold": 1.5}, "threshold: 1.5 is not from 0 to 1"),
+        ("near", {"bands": 200, "rows": 1}, "bands, rows: 200 x 1"),
+        ("near", {"threshold": "high"}, "threshold: Input should be"),
+        ("substrings", {"anchor": 60}, "anchor: "),
+        ("lines", {"min_words": 0}, "min_words: "),
+    ],
+)
+def test_settings_out_of_range_are_told_with_their_place(name: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        stages("heuristics.words", measure={name: values})
+    told = str(caught.value)
+    assert told.startswith(f"policy 'test': measure.{name}: {message}") and told.count("policy") == 1
+
+
 def test_a_measure_that_the_policy_sets_up_is_read() -> None:
     assert "heuristics" in stages("heuristics.c4_bad_words", measure={"heuristics": {"families": ["bad_words"]}})

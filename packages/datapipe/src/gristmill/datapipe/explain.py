@@ -14,6 +14,7 @@ from gristmill.base.errors import GristmillError
 from gristmill.base.files import read_json
 from gristmill.base.terminal import shown
 from gristmill.datapipe.arrow import compute as pc
+from gristmill.datapipe.policy import LOOKED_AT
 from gristmill.datapipe.workflow.stage import Inputs, open_run
 
 SNIPPET = 60
@@ -52,6 +53,16 @@ def _row(inputs: Inputs, policy: Mapping[str, Any], part: str, row: int) -> list
             raise GristmillError(f"{inputs.folders['documents'].parent}: the run has no annotation {node!r}")
         return inputs.part(node, part).slice(row, 1).to_pylist()[0]
 
+    def told_of(column: str) -> str:
+        annotation, _, name = column.partition(".")
+        value = values(annotation)[name]
+        if value is not None:
+            return _number(value)
+        selection = LOOKED_AT.get(annotation)
+        if selection not in inputs.folders or values(selection)["keep"]:
+            return "no value"
+        return f"not measured, as rule {values(selection)['reason']!r} drops the document before"
+
     document, chosen = values("documents"), values("selection")
     verdict = "kept" if chosen["keep"] else f"dropped by rule {chosen['reason']!r}"
     lines = [
@@ -68,12 +79,16 @@ def _row(inputs: Inputs, policy: Mapping[str, Any], part: str, row: int) -> list
             bounds = rule["sources"].get(document["source"], {})
             if mark == "ok" and not _within(found[name], bounds, rule["missing"]):
                 mark = "fails"  # an earlier rule had dropped it already
-            told = f"{rule['column']} = {_number(found[name])} ({_bounds(bounds)})"
+            told = f"{rule['column']} = {told_of(rule['column'])} ({_bounds(bounds)})"
         lines.append(f"  {mark:<5}  {rule['name']}: {told}")
     for edit in policy["policy"]["edit"]:
         if not edit["sources"] or document["source"] in edit["sources"]:
             annotation, _, name = edit["column"].partition(".")
-            lines += _edits(edit, document["text"].encode(), values(annotation)[name])
+            spans = values(annotation)[name]
+            if spans is None:
+                lines.append(f"  edit   {edit['column']}: {told_of(edit['column'])}")
+            else:
+                lines += _edits(edit, document["text"].encode(), spans)
     return lines
 
 

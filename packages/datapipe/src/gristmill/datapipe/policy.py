@@ -22,6 +22,12 @@ from gristmill.datapipe.arrow import compute as pc
 
 Threshold = float | str | None
 Keep = Literal["first", "longest", "newest", "best"]
+REPEATS = ("lines", "paragraphs", "substrings")
+LOOKED_AT = {"semantic": "before_semantic", **dict.fromkeys(REPEATS, "unique")}
+"""Annotations that are looked for only in documents of a selection: the copy that stays must not be in one that goes,
+and states are expensive. See Policy.looked_at."""
+UNKNOWN = {"before_semantic": (*REPEATS, "tokens", "scores", "semantic"), "unique": (*REPEATS, "tokens", "scores")}
+"""Per selection, the annotations that are not known yet when it is made."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,14 @@ class Policy:
             if set(annotations) & set(rule.reads()):
                 return Policy(self.name, self.rule[:index])
         return self
+
+    def without(self, *annotations: str) -> Policy:
+        """The rules that read none of these, wherever they stand."""
+        return Policy(self.name, tuple(rule for rule in self.rule if not set(annotations) & set(rule.reads())))
+
+    def looked_at(self, annotation: str) -> Policy:
+        """The rules that say which documents are looked at for one of LOOKED_AT: all that are known by then."""
+        return self.without(*UNKNOWN[LOOKED_AT[annotation]])
 
 
 Column = Callable[[str, str], pa.ChunkedArray]

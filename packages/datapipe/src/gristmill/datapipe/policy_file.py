@@ -63,6 +63,9 @@ def _check_rule(rule: Rule, where: str) -> None:
     if rule.keep is not None:
         if asks or rule.sources:
             raise UsageError(f"{where}: keep chooses one of each cluster; bounds need a rule of their own")
+        if "." in rule.column:
+            annotation = rule.column.partition(".")[0]
+            raise UsageError(f'{where}: keep chooses by the clusters of an annotation: write column = "{annotation}"')
         return
     if not asks:
         raise UsageError(f"{where} needs min, max, allowed or keep")

@@ -13,7 +13,7 @@ import numpy as np
 from gristmill.base.config import nearest, to_mapping
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.datapipe.policy import Policy
+from gristmill.datapipe.policy import LOOKED_AT, Policy
 from gristmill.datapipe.policy_file import load_policy, read_policy
 from gristmill.datapipe.select import apply, sources_of, tokens_of
 from gristmill.datapipe.workflow.stage import Inputs, open_run
@@ -31,6 +31,18 @@ class Share:
 
 
 @dataclass(frozen=True)
+class LookedAt:
+    """Of an annotation that is looked for only in what other rules keep (policy.LOOKED_AT): how far its stored values
+    are not those that the policy would have."""
+
+    annotation: str
+    unseen: int
+    """Documents that the policy would look at and the run did not: no value is known of them."""
+    needless: int
+    """Documents that the run looked at and the policy would not: what others repeat of these counts as repeated."""
+
+
+@dataclass(frozen=True)
 class Answer:
     kept: tuple[Share, ...]
     """All, then each source."""
@@ -41,6 +53,8 @@ class Answer:
     """A few ids (and the rule) of documents that change sides."""
     edited_otherwise: bool
     """The policy would edit the text in another way than the run did, whose tokens are counted."""
+    looked_otherwise: tuple[LookedAt, ...]
+    """What the policy reads of duplicates and would look for in other documents than the run did."""
 
 
 def policy_of(run: Path, file: Path | None, changes: Sequence[str], without: Sequence[str]) -> Policy:
@@ -135,7 +149,20 @@ def what_if(run: Path, policy: Policy, samples: int = 5, seed: int = 0) -> Answe
     newly_dropped = tuple((ids[row], names[then[row]]) for row in lost.tolist())
     newly_kept = tuple(ids[row] for row in gained.tolist())
     edits = to_mapping(policy)["edit"]
-    return Answer(tuple(kept), tuple(dropped), newly_kept, newly_dropped, edits != written["edit"])
+    otherwise = looked_otherwise(inputs, read_policy(written, str(run)), policy)
+    return Answer(tuple(kept), tuple(dropped), newly_kept, newly_dropped, edits != written["edit"], otherwise)
+
+
+def looked_otherwise(inputs: Inputs, written: Policy, policy: Policy) -> tuple[LookedAt, ...]:
+    """What `policy` reads and would look for in other documents than the run did by the policy `written`."""
+    found = []
+    for name in LOOKED_AT:
+        ours, theirs = policy.looked_at(name), written.looked_at(name)
+        read = name in inputs.folders and name in (*policy.annotations(), *policy.edited_by())
+        if read and ours.rule != theirs.rule:
+            would, did = (apply(rules, inputs).reason < 0 for rules in (ours, theirs))
+            found.append(LookedAt(name, int((would & ~did).sum()), int((did & ~would).sum())))
+    return tuple(each for each in found if each.unseen or each.needless)
 
 
 def _ids(inputs: Inputs, rows: np.ndarray) -> dict[int, str]:
@@ -164,6 +191,11 @@ def table(answer: Answer) -> list[str]:
         ]
     if answer.edited_otherwise:
         lines.append("tokens are counted as the run edited the text; this policy would edit it otherwise")
+    lines += [
+        f"{each.annotation} would be looked for in {each.unseen:,} documents that the run did not look at, and not in "
+        f"{each.needless:,} that it did: only a run with this policy tells what that changes"
+        for each in answer.looked_otherwise
+    ]
     lines += [f"would keep  {shown(name)}" for name in answer.newly_kept]
     lines += [f"would drop  {shown(name)}  ({rule})" for name, rule in answer.newly_dropped]
     return lines

@@ -102,8 +102,8 @@ class Searcher:
             "items": pa.array(found["items"]),
             "set": self.index.sets.take(best),
             "item": self.index.ids.take(best),
-            "spans": _covered(found["best"], cover[0], words, text),
-            "spans_13": _covered(found["best"], cover[1], words, text),
+            "spans": _covered(found["best"], cover[0], words),
+            "spans_13": _covered(found["best"], cover[1], words),
         }
 
     def search(self, text: Text) -> tuple[NDArray[np.void], Places, NDArray[np.int32]]:
@@ -241,27 +241,27 @@ def _best(state, facts, touched, matched, out):
         out["best"] = best
 
 
-def _covered(best: NDArray[np.int32], changes: NDArray[np.int32], words: Places, text: Text) -> pa.ListArray:
+def _covered(best: NDArray[np.int32], changes: NDArray[np.int32], words: Places) -> pa.ListArray:
     """Spans (text.spans) over runs of words that any match covers; `best` is negative where there is none."""
-    return spans.column(*_runs(best, changes, words.offsets, words.starts, words.ends, text.offsets))
+    return spans.column(*_runs(best, changes, words.offsets, words.starts, words.ends))
 
 
 @compiled
-def _runs(best, changes, offsets, starts, ends, text_offsets):
+def _runs(best, changes, offsets, starts, ends):
     bounds, ranges = np.empty(16, np.int64), np.zeros(len(offsets), np.int64)
     used = 0
     for document in range(len(offsets) - 1):
-        before, inside, over = text_offsets[document], False, 0
+        inside, over = False, 0
         ranges[document + 1] = used
         if best[document] < 0:
             continue
         for word in range(offsets[document], offsets[document + 1]):
             over += changes[word + document]
             if over > 0 and not inside:
-                bounds = push(bounds, used, starts[word] - before, ends[word] - before)
+                bounds = push(bounds, used, starts[word], ends[word])
                 used += 2
             elif over > 0:
-                bounds[used - 1] = ends[word] - before
+                bounds[used - 1] = ends[word]
             inside = over > 0
         ranges[document + 1] = used
     return bounds[:used], ranges

@@ -7,11 +7,15 @@ from numpy.typing import NDArray
 
 from gristmill.datapipe.text.kernel import kernel
 
+ALL_PAIRS, BEFORE = 16, 4
+"""In a set of so many rows every pair is a candidate; in a larger one each row with so many before it."""
+
 
 def groups(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first, group) of [n, 2] 128-bit keys: the first entry of each group of equal ones, and each entry's group."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal keys the first entry comes first
-    ordered = keys[order]
+    """(first, group) of keys [n] or [n, words]: the first entry of each group of equal ones, and each entry's group."""
+    words = keys[:, None] if keys.ndim == 1 else keys
+    order = np.lexsort(words.T[::-1])  # stable: of equal keys the first entry comes first
+    ordered = words[order]
     fresh = np.ones(len(order), bool)
     fresh[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     group = np.empty(len(order), np.int64)
@@ -20,19 +24,27 @@ def groups(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def candidate_pairs(key: NDArray[np.uint64], row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first, second), first < second: of each set of rows with one key, every row with the first and with the one
-    before it.
+    """(first, second), first < second, of rows that have a key in common, ascending; at most 15 for each entry.
 
-    Linear in the set, where all pairs would be quadratic; that holds together whatever is alike, and what the first of
-    an accidental set does not show, another band does.
+    All pairs of a small set. Of a large one (templates, boilerplate) each row with the few before it: linear, where all
+    would be quadratic, no row in more pairs than the others, and what is alike hangs together.
     """
     order = np.lexsort((row, key))
     key, row = key[order], row[order]
     fresh = np.ones(len(key), bool)
     fresh[1:] = key[1:] != key[:-1]
-    start = np.maximum.accumulate(np.where(fresh, np.arange(len(key)), 0))
-    at = np.flatnonzero(~fresh)
-    return distinct_pairs(np.concatenate([row[start[at]], row[at - 1]]), np.concatenate([row[at], row[at]]))
+    group = np.cumsum(fresh) - 1
+    small = (np.bincount(group) <= ALL_PAIRS)[group] if len(group) else np.zeros(0, bool)
+    firsts, seconds = [], []
+    for distance in range(1, min(ALL_PAIRS, len(key))):
+        together = key[distance:] == key[:-distance]
+        if distance > BEFORE:
+            together &= small[distance:]
+        at = np.flatnonzero(together)
+        firsts.append(row[at])
+        seconds.append(row[at + distance])
+    none = np.zeros(0, np.int64)
+    return distinct_pairs(np.concatenate([none, *firsts]), np.concatenate([none, *seconds]))
 
 
 def distinct_pairs(first: NDArray[np.int64], second: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

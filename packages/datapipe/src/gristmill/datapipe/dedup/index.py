@@ -33,6 +33,7 @@ from gristmill.base.config import check_range, from_mapping
 from gristmill.base.errors import DataError, GristmillError, UsageError
 from gristmill.base.files import canonical_json, read_json, safe_join, sha256_file
 from gristmill.datapipe.dedup.minhash import Bands, MinHashConfig, band_keys, has_words
+from gristmill.datapipe.text.folded import IDENTITY
 from gristmill.datapipe.text.kernel import kernel
 
 FORMAT = "gristmill.index/1"
@@ -53,12 +54,12 @@ class Recipe:
     """datasketch's name for our permutations."""
     unicode: str = unicodedata.unidata_version
     """Of the tables that say what a letter is."""
+    identity: int = IDENTITY
+    """Of text.folded, by which exact copies are found."""
 
     def refuse(self, other: Recipe, where: object, here: object) -> None:
         """Raises UsageError, which says what differs, unless `other` of `where` equals this of `here`."""
-        mine, others = (
-            {**asdict(recipe.minhash), "scheme": recipe.scheme, "unicode": recipe.unicode} for recipe in (self, other)
-        )
+        mine, others = ({**asdict(recipe.minhash), **asdict(recipe), "minhash": None} for recipe in (self, other))
         different = ", ".join(f"{key} {others[key]} instead of {mine[key]}" for key in mine if mine[key] != others[key])
         if different:
             raise UsageError(f"{where}: its signatures cannot be compared with those of {here}: {different}")

@@ -22,6 +22,9 @@ ROUNDING = 1e-9
 """Similarities that differ by less are equal: the order of additions in a product may not decide anything."""
 MOST_PARTS, DEEPEST = 256, 8
 SAMPLE_PER_PART = 64
+MOST_CELLS = 4096
+"""Work for a document grows with the number of cells, and so does the sample: in a larger run the cells hold more, and
+`alike` splits those that hold too much."""
 HELD = 1 << 23
 """Numbers of a block of similarities that are held at once: 64 MB."""
 
@@ -31,16 +34,17 @@ class SemanticConfig:
     threshold: float = 0.95
     """Cosine similarity of centred states from which two documents of a cell count as alike."""
     documents_per_cell: int = 2000
-    """Smaller cells cost less, and part more of what is alike."""
+    """Smaller cells cost less, and part more of what is alike. Where MOST_CELLS would not do, they hold more."""
     sample_per_cell: int = 64
-    """So many documents for each cell are drawn for k-means."""
+    """So many documents for each cell are drawn for k-means, which holds them as float32: of states 1024 wide 1 GiB at
+    MOST_CELLS, for a run of any size."""
     iterations: int = 10
     max_cell: int = 8192
     """A cell with more distinct vectors is split again."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_range("threshold", self.threshold, 0, 1)
+        check_range("threshold", self.threshold, ROUNDING, 1)
         check_range("documents_per_cell", self.documents_per_cell, 1)
         check_range("sample_per_cell", self.sample_per_cell, 1)
         check_range("iterations", self.iterations, 1)
@@ -48,8 +52,8 @@ class SemanticConfig:
         check_range("seed", self.seed)
 
     def cells(self, documents: int) -> int:
-        """How many cells so many documents are cut into."""
-        return max(1, -(-documents // self.documents_per_cell))
+        """How many cells so many documents are cut into: at most MOST_CELLS."""
+        return min(MOST_CELLS, max(1, -(-documents // self.documents_per_cell)))
 
 
 def mean_of(sample: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -67,7 +71,7 @@ def centred(vectors: NDArray[np.floating], mean: NDArray[np.float32]) -> NDArray
 
     The mean must be that of a few hundred documents or more: of two documents, one is as far from it as the other.
     """
-    return vectors.astype(np.float32) - mean
+    return vectors.astype(np.float32, copy=False) - mean
 
 
 def kmeans(sample: NDArray[np.float32], k: int, seed: int, iterations: int = 10) -> NDArray[np.float32]:
@@ -77,7 +81,8 @@ def kmeans(sample: NDArray[np.float32], k: int, seed: int, iterations: int = 10)
     Bahmani et al. 2012), so a crowd of nearly equal vectors does not take them all. A cell that runs empty takes the
     vector that is least like its own centroid. The same rows in the same order give the same centroids.
     """
-    sample = sample[_finite(sample)]
+    finite = _finite(sample)
+    sample = sample if finite.all() else sample[finite]  # a copy may be a gigabyte
     if not len(sample):
         return np.zeros((1, sample.shape[1]), np.float32)
     centroids = _seeds(sample, k, np.random.Generator(np.random.PCG64(seed)))

@@ -9,7 +9,7 @@ Cut are all windows of one key but the first of the run; a window that overlaps 
 from that one's end on, so that one word repeated a million times leaves its first `words`. A span reaches from the
 start of its first word to the end of its last: space and signs stay on both sides, and what stood around it does not
 run together (but for a letter next to a character that is a word by itself). Words that a cut brings together are not
-looked at again.
+looked at again. `tidied` drops the signs and line feeds between two passages that go.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from gristmill.base.config import check_range
 from gristmill.datapipe.dedup.minhash import shingle_hash
 from gristmill.datapipe.text import spans
-from gristmill.datapipe.text.buffers import Text
+from gristmill.datapipe.text.buffers import Text, decode
+from gristmill.datapipe.text.characters import DIGIT, IDEOGRAPH, LETTER, tables
 from gristmill.datapipe.text.hashing import BASE, mix, table_size
 from gristmill.datapipe.text.kernel import kernel, part
 from gristmill.datapipe.text.places import places
@@ -39,12 +40,18 @@ class SubstringConfig:
     words: int = 50
     """Shortest passage, in words (as of text.folded). 500 at most: polynomials modulo 2^64 over a thousand words can be
     made to collide whatever their base (by Thue-Morse sequences)."""
-    anchor: int = 25
-    """Words in a gram of round one. Longer: fewer chance anchors; shorter: fewer grams chosen."""
+    anchor: int = 0
+    """Words in a gram of round one; 0: half of `words`. Longer: fewer chance anchors; shorter: fewer grams chosen."""
 
     def __post_init__(self) -> None:
         check_range("words", self.words, 2, 500)
-        check_range("anchor", self.anchor, 2, self.words)
+        if self.anchor:
+            check_range("anchor", self.anchor, 2, self.words)
+
+    @property
+    def anchor_words(self) -> int:
+        """`anchor`, or what 0 stands for."""
+        return self.anchor or max(2, self.words // 2)
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,13 @@ def anchors(text: Text, config: SubstringConfig) -> Anchors:
     key is chosen at two places at least."""
     found = places(text)
     chosen = np.zeros(len(found.hashes), np.bool_)
-    recent = np.empty(config.words - config.anchor + 1, np.uint64)
-    _winnow(found.hashes, found.offsets, config.anchor, recent, chosen)
+    anchor = config.anchor_words
+    recent = np.empty(config.words - anchor + 1, np.uint64)
+    _winnow(found.hashes, found.offsets, anchor, recent, chosen)
     at = np.flatnonzero(chosen)
     document = np.searchsorted(found.offsets, at, "right") - 1
     key = np.empty(len(at), np.uint64)
-    _keys(found.hashes, at, config.anchor, key)
+    _keys(found.hashes, at, anchor, key)
     return Anchors(document.astype(np.int32), (at - found.offsets[document]).astype(np.int32), key)
 
 
@@ -101,19 +109,22 @@ def windows(text: Text, repeated: pa.ChunkedArray | pa.Array, config: SubstringC
         raise ValueError(f"{len(text)} texts, but anchors of {len(offsets) - 1}")
     found = places(text)
     marked, room = np.zeros(len(found.hashes), np.bool_), np.zeros(len(text), np.int64)
-    bad = _mark(words, offsets, found.offsets, config.words, config.anchor, marked, room)
+    size, anchor = config.words, config.anchor_words
+    bad = _mark(words, offsets, found.offsets, size, anchor, marked, room)
     if bad >= 0:
         raise ValueError(f"row {bad}: an anchor at a word that the text has not")
     # Memory that is never written is never taken: a document of one word fills one window of all that it may have.
     total = int(room.sum())
     table = np.empty(max(_SMALLEST, table_size(int(room.max(initial=0)))), np.int32)
     document, start, end = (np.empty(total, np.int32) for _ in range(3))
-    word, key, copies = np.empty(total, np.int64), np.empty((total, 2), np.uint64), np.empty(2 * total, np.int32)
+    word, key, copies = np.empty(total, np.int32), np.empty((total, 2), np.uint64), np.empty(2 * total, np.int32)
     copy_offsets = np.zeros(len(text) + 1, np.int64)
-    given = text.offsets, found.hashes, found.starts, found.ends, found.offsets, config.words, config.anchor
+    given = found.hashes, found.starts, found.ends, found.offsets, size, anchor
     count = _windows(*given, marked, room, table, document, start, end, word, key, copies, copy_offsets)
     covered = spans.column(copies[: copy_offsets[-1]].copy(), copy_offsets)
-    return Windows(document[:count].copy(), start[:count].copy(), end[:count].copy(), key[:count].copy(), covered)
+    for array in (document, start, end, key):  # gives back what was not needed, where a copy would hold all twice
+        array.resize((count, *array.shape[1:]), refcheck=False)
+    return Windows(document, start, end, key, covered)
 
 
 def merged(
@@ -124,6 +135,26 @@ def merged(
     counts = np.bincount(document, minlength=documents)
     bounds = np.stack([start, end], axis=1)[order].reshape(-1)
     return spans.union([spans.column(bounds, np.concatenate([np.zeros(1, np.int64), np.cumsum(2 * counts)]))])
+
+
+def tidied(text: Text, cut: pa.ChunkedArray | pa.Array) -> pa.ListArray:
+    """The spans of passages that are cut, without scraps between them: two that no word parts become one, with the
+    signs, space and line feeds in between; a document that keeps no word goes as a whole.
+
+    Args:
+        cut: [documents] of spans.TYPE, such as `merged` gives.
+
+    Raises:
+        ValueError: spans for another number of documents.
+    """
+    bounds, offsets = spans.bounds_of(cut)
+    if len(offsets) != len(text) + 1:
+        raise ValueError(f"{len(text)} texts, but spans for {len(offsets) - 1}")
+    classes, _ = tables()
+    wordy = (classes == LETTER) | (classes == DIGIT) | (classes == IDEOGRAPH)
+    out, starts = np.empty(len(bounds), np.int32), np.zeros(len(text) + 1, np.int64)
+    used = _tidied(text.data, text.offsets, wordy, bounds, offsets, out, starts)
+    return spans.column(out[:used], starts)
 
 
 @kernel
@@ -201,8 +232,8 @@ def _mark(words, offsets, word_offsets, size, anchor, marked, room):
 
 @kernel
 def _windows(
-    text_offsets, hashes, starts, ends, offsets, size, anchor, marked, room, table, document, start, end, word, key,
-    copies, copy_offsets,
+    hashes, starts, ends, offsets, size, anchor, marked, room, table, document, start, end, word, key, copies,
+    copy_offsets,
 ):  # fmt: skip
     """Fills in the windows that are the first of their key in their document, and what the later ones cover. Returns
     how many windows. `table` holds a document's windows by key, numbered from 1, and grows with them."""
@@ -214,7 +245,7 @@ def _windows(
         copy_offsets[row + 1] = used
         if not room[row]:
             continue
-        begin, origin, fresh, slots = offsets[row], text_offsets[row], count, np.int64(_SMALLEST)
+        begin, fresh, slots = offsets[row], count, np.int64(_SMALLEST)
         table[:slots] = 0
         first, second, latest = np.uint64(0), np.uint64(0), np.int64(-1)
         for at in range(begin, begin + size - 1):
@@ -233,12 +264,12 @@ def _windows(
                 continue
             slot = _slot(table, slots, key, fresh, high, low)
             if table[slot]:
-                begins = max(window, word[fresh + table[slot] - 1] + size)
-                used = _cover(copies, copy_offsets[row], used, starts[begins] - origin, ends[after - 1] - origin)
+                begins = max(window, begin + word[fresh + table[slot] - 1] + size)
+                used = _cover(copies, copy_offsets[row], used, starts[begins], ends[after - 1])
                 continue
             table[slot] = count - fresh + 1
-            document[count], start[count], end[count] = row, starts[window] - origin, ends[after - 1] - origin
-            key[count, 0], key[count, 1], word[count] = high, low, window
+            document[count], start[count], end[count] = row, starts[window], ends[after - 1]
+            key[count, 0], key[count, 1], word[count] = high, low, window - begin
             count += 1
             if 2 * (count - fresh) > slots:
                 slots *= 2
@@ -272,3 +303,32 @@ def _cover(bounds, least, used, start, end):
         return used
     bounds[used], bounds[used + 1] = start, end
     return used + 2
+
+
+@kernel
+def _tidied(data, offsets, wordy, bounds, bound_offsets, out, out_offsets):
+    used = 0
+    for row in range(len(offsets) - 1):
+        begin, size, least = offsets[row], offsets[row + 1] - offsets[row], used
+        for span in range(bound_offsets[row], bound_offsets[row + 1], 2):
+            start, end = bounds[span], bounds[span + 1]
+            if used > least and not _holds_word(data, begin + out[used - 1], begin + start, wordy):
+                out[used - 1] = end
+                continue
+            out[used], out[used + 1] = start, end
+            used += 2
+        if used == least + 2:  # more are parted by words
+            before = _holds_word(data, begin, begin + out[least], wordy)
+            if not before and not _holds_word(data, begin + out[least + 1], begin + size, wordy):
+                out[least], out[least + 1] = 0, size
+        out_offsets[row + 1] = used
+    return used
+
+
+@part
+def _holds_word(data, at, end, wordy):
+    while at < end:
+        code, at = decode(data, at, end)
+        if wordy[code]:
+            return True
+    return False

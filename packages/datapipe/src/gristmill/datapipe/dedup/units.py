@@ -33,7 +33,7 @@ class Units:
     end: NDArray[np.int32]
     """Bytes in the document. The line feed that ends a line, or all those that end a paragraph, are in."""
     key: NDArray[np.uint64]
-    """[units, 2]: 128-bit hash of its words and symbols in order; space and case do not count."""
+    """[units, 2]: 128-bit hash of its words and symbols in order, as text.folded.Folded.identity has it."""
 
 
 def units(text: Text, kind: Kind, min_words: int) -> Units:

@@ -21,6 +21,10 @@ from gristmill.datapipe.text.buffers import text_of
 from gristmill.datapipe.text.hashing import mix
 from gristmill.datapipe.text.kernel import kernel
 
+VERSION = 1
+"""Part of the fingerprint of what is made by these rules: to be raised whenever `canonical` gives any URL another form
+than before, or `keys` another hash."""
+
 # Of campaigns, clicks and sessions; none by which some sites choose content (ref, source, cid ...). Many are
 # from Brave's list (query_filter).
 _TRACKING = """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
 from gristmill.datapipe.dedup import clusters, jaccard, minhash, urls
 from gristmill.datapipe.dedup.clusters import Components, candidate_pairs, distinct_pairs, groups
-from gristmill.datapipe.dedup.index import sketch_metadata
+from gristmill.datapipe.dedup.index import SKETCH_COLUMNS, sketch_metadata
 from gristmill.datapipe.dedup.minhash import Bands, MinHashConfig
 from gristmill.datapipe.stages.measure import UNICODE
 from gristmill.datapipe.text.buffers import batches
@@ -27,13 +27,14 @@ from gristmill.datapipe.text.features import featurise
 from gristmill.datapipe.workflow.aligned import write_aligned
 from gristmill.datapipe.workflow.stage import Bucket, Inputs, Node, Shuffle, Stage, Step
 
-IDENTITY = ("identity_high", "identity_low")
+PAIR = ["first", "second"]
+"""Rows of the run, first < second."""
 
 
 class Sketch(Stage):
     """sketch: the 128-bit identity of the words and the MinHash signature."""
 
-    name, folder, version = "sketch", "annotations/sketch", 2
+    name, folder, version = "sketch", "annotations/sketch", 3
     libraries = ("pyarrow",)
 
     def __init__(self, config: MinHashConfig) -> None:
@@ -51,23 +52,37 @@ class Sketch(Stage):
             start += len(batch)
         flat = pa.FixedSizeListArray.from_arrays(pa.array(signature.reshape(-1)), self._minhash.permutations)
         columns = [pa.array(identity[:, 0]), pa.array(identity[:, 1]), flat]
-        return pa.table(columns, [*IDENTITY, "signature"], metadata=sketch_metadata(self._minhash))
+        return pa.table(columns, [*SKETCH_COLUMNS], metadata=sketch_metadata(self._minhash))
 
 
 # Equal by a key -------------------------------------------------------------------------------------------------------
 
-Keys = Callable[[pa.Table], tuple[NDArray[np.uint64], NDArray[np.bool_]]]
-"""(keys [n, 2], known [n]) of a table; a row without a key is equal to no other."""
+
+@dataclass(frozen=True)
+class Keyed:
+    """What makes rows equal: a 128-bit key made of some columns."""
+
+    name: str
+    over: str
+    columns: tuple[str, ...]
+    keys: Callable[[pa.Table], tuple[NDArray[np.uint64], NDArray[np.bool_]]]
+    """(keys [n, 2], known [n]) of a table; a row without a key is equal to no other."""
+    version: int = 1
+    libraries: tuple[str, ...] = ()
 
 
-def identities(table: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    keys = np.stack([table[name].to_numpy() for name in IDENTITY], axis=1)
+def _identities(table: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    keys = np.stack([table[name].to_numpy() for name in SKETCH_COLUMNS[:2]], axis=1)
     return keys, np.ones(len(keys), bool)
 
 
-def addresses(table: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def _addresses(table: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     canonical = urls.canonical(table["url"])
     return urls.keys(canonical), canonical.is_valid().to_numpy(zero_copy_only=False)
+
+
+EXACT = Keyed("exact", "sketch", SKETCH_COLUMNS[:2], _identities)
+SAME_URL = Keyed("same_url", "documents", ("url",), _addresses, urls.VERSION, ("ada-url",))
 
 
 class Groups(Shuffle):
@@ -76,13 +91,16 @@ class Groups(Shuffle):
     A partition sends each key once: a million equal documents are as many entries as there are partitions.
     """
 
-    def __init__(self, name: str, over: str, columns: tuple[str, ...], keys: Keys) -> None:
-        self.name, self.folder = f"{name}_groups", f"shuffles/{name}_groups"
-        self.over, self.columns, self.config = over, columns, None
-        self._keys = keys
+    disposable = True
+
+    def __init__(self, keyed: Keyed) -> None:
+        self.name, self.folder = f"{keyed.name}_groups", f"shuffles/{keyed.name}_groups"
+        self.over, self.columns, self.libraries = keyed.over, keyed.columns, keyed.libraries
+        self.config = {"keys": keyed.version}
+        self._keyed = keyed
 
     def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
-        keys, known = self._keys(table)
+        keys, known = self._keyed.keys(table)
         rows = np.flatnonzero(known)
         first, group = groups(keys[rows])
         ours = keys[rows[first]]
@@ -99,18 +117,16 @@ class Groups(Shuffle):
 class Clusters(Shuffle):
     """NAME: cluster (first row of the run with this key), size."""
 
-    by, onto = "row", "documents"
+    by, onto, aligned = "row", "documents", True
 
-    def __init__(self, name: str, over: str, columns: tuple[str, ...], keys: Keys) -> None:
-        self.name, self.folder, self.config = name, f"annotations/{name}", None
-        self.over, self.beside = f"{name}_groups", {over: columns}
-        self._keys, self._keyed = keys, over
-
-    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
-        return table
+    def __init__(self, keyed: Keyed) -> None:
+        self.name, self.folder = keyed.name, f"annotations/{keyed.name}"
+        self.over, self.beside, self.libraries = f"{keyed.name}_groups", {keyed.over: keyed.columns}, keyed.libraries
+        self.config = {"keys": keyed.version}
+        self._keyed = keyed
 
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
-        keys, known = self._keys(previous[self._keyed])
+        keys, known = self._keyed.keys(previous[self._keyed.over])
         rows = np.flatnonzero(known)
         first, group = groups(keys[rows])
         order = np.argsort(entries["row"].to_numpy())
@@ -125,13 +141,12 @@ class Clusters(Shuffle):
 
 def exact_nodes() -> list[Node]:
     """exact: documents of the same words and symbols; case, space and line breaks do not count."""
-    return [Groups("exact", "sketch", IDENTITY, identities), Clusters("exact", "sketch", IDENTITY, identities)]
+    return [Groups(EXACT), Clusters(EXACT)]
 
 
 def url_nodes() -> list[Node]:
     """same_url: documents of one address; see dedup.urls for what counts as one."""
-    arguments = "same_url", "documents", ("url",), addresses
-    return [Groups(*arguments), Clusters(*arguments)]
+    return [Groups(SAME_URL), Clusters(SAME_URL)]
 
 
 # Nearly equal ---------------------------------------------------------------------------------------------------------
@@ -145,12 +160,15 @@ class NearConfig:
     bands: int = 0
     rows: int = 0
     """Bands of rows in which candidates meet; 0: those that miss few pairs above the threshold."""
-    verify: Literal["signature", "exact"] = "signature"
-    """How candidates are compared: by their signatures' equal positions, or by the n-grams themselves."""
+    verify: Literal["exact", "signature"] = "exact"
+    """How candidates are compared: by their n-grams, or by the share of their signatures' equal positions. That is an
+    estimate (standard deviation .045 near .7), and of many candidates below the threshold some pass it."""
 
     def __post_init__(self) -> None:
         check_range("threshold", self.threshold, 0, 1)
-        if (self.bands > 0) != (self.rows > 0) or self.bands < 0:
+        check_range("bands", self.bands)
+        check_range("rows", self.rows)
+        if (self.bands > 0) != (self.rows > 0):
             raise UsageError(f"bands, rows: {self.bands} and {self.rows}: give both, or neither")
         if self.bands * self.rows > self.minhash.permutations:
             raise UsageError(
@@ -166,29 +184,28 @@ class NearConfig:
 class NearCandidates(Shuffle):
     """near_candidates: pairs (first, second) of rows that share a band key; of equal documents the first alone."""
 
-    name, folder = "near_candidates", "shuffles/near_candidates"
+    name, folder, disposable = "near_candidates", "shuffles/near_candidates", True
     over, columns, requires = "sketch", ("signature",), {"exact": ("cluster",)}
 
     def __init__(self, config: NearConfig) -> None:
         self.config = self._bands = config.banding
-        self.entries_per_row = float(config.banding.bands)
 
     def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
-        signature = _signatures(table["signature"])
+        signature = matrix(table["signature"])
         rows = start + np.arange(len(signature))
         wanted = (previous["exact"]["cluster"].to_numpy() == rows) & minhash.has_words(signature)
         keys = minhash.band_keys(signature[wanted], self._bands)
         return pa.table({"key": keys.reshape(-1), "row": np.repeat(rows[wanted], self._bands.bands)})
 
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
-        first, second = candidate_pairs(entries["key"].to_numpy(), entries["row"].to_numpy())
-        return pa.table({"first": first, "second": second})
+        return pa.table(list(candidate_pairs(entries["key"].to_numpy(), entries["row"].to_numpy())), PAIR)
 
 
 class _Compared(Shuffle):
     """What the two halves of a comparison share: where the documents' evidence lies."""
 
-    onto = "sketch"
+    onto, disposable = "sketch", True
+    libraries = ("pyarrow",)
 
     def __init__(self, config: NearConfig) -> None:
         self.config = {"verify": config.verify, "ngram": config.minhash.ngram, **UNICODE}
@@ -196,16 +213,15 @@ class _Compared(Shuffle):
         self.beside = {"documents": ("text",)} if self._exact else {"sketch": ("signature",)}
 
     def evidence(self, previous: Mapping[str, pa.Table], rows: NDArray[np.int64]) -> pa.Array:
-        """The signatures or sets of n-grams of some rows of a partition, each row read once."""
+        """The sets of n-grams (their hashes, ascending) or the signatures of some rows of a partition."""
         if not self._exact:
             return previous["sketch"]["signature"].combine_chunks().take(pa.array(rows))
         own, which = np.unique(rows, return_inverse=True)
         texts = previous["documents"]["text"].take(pa.array(own))
         sets = [jaccard.shingle_sets(featurise(batch), self._minhash) for batch in batches(texts)]
-        lengths = [np.diff(offsets) for _, offsets in sets] or [np.zeros(0, np.int64)]
-        values = np.concatenate([values for values, _ in sets] or [np.zeros(0, np.uint64)])
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
-        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)).take(pa.array(which))
+        values = np.concatenate([np.zeros(0, np.uint32), *(_upper(values) for values, _ in sets)])
+        lengths = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for _, offsets in sets)])
+        return pa.LargeListArray.from_arrays(pa.array(np.cumsum(lengths)), pa.array(values)).take(pa.array(which))
 
 
 class NearEvidence(_Compared):
@@ -213,12 +229,10 @@ class NearEvidence(_Compared):
 
     name, folder, over, by = "near_evidence", "shuffles/near_evidence", "near_candidates", "first"
 
-    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
-        return table
-
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
         first, second = distinct_pairs(entries["first"].to_numpy(), entries["second"].to_numpy())
-        return pa.table({"first": first, "second": second, "evidence": self.evidence(previous, first - bucket.start)})
+        evidence = self.evidence(previous, first - bucket.start)
+        return pa.table([pa.array(first), pa.array(second), evidence], [*PAIR, "evidence"])
 
 
 class NearPairs(_Compared):
@@ -231,19 +245,16 @@ class NearPairs(_Compared):
         self.config = {**self.config, "threshold": config.threshold}
         self._threshold = config.threshold
 
-    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
-        return table
-
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
         theirs = entries["evidence"].combine_chunks()
         ours = self.evidence(previous, entries["second"].to_numpy() - bucket.start)
         similarity = _jaccard(theirs, ours) if self._exact else _agreement(theirs, ours)
         enough = np.flatnonzero(similarity >= np.float32(self._threshold))
-        pairs = entries.select(["first", "second"]).take(pa.array(enough))
+        pairs = entries.select(PAIR).take(pa.array(enough))
         return pairs.append_column("similarity", pa.array(similarity[enough]))
 
 
-class Joined(Step):
+class JoinPairs(Step):
     """NAME: cluster, size, similarity (the largest to a member that it was compared with; null where it has none)."""
 
     def __init__(self, name: str, pairs: str) -> None:
@@ -268,7 +279,7 @@ class Joined(Step):
 
 def near_nodes(config: NearConfig) -> list[Node]:
     """near: documents whose word n-grams are alike, by MinHash and locality-sensitive hashing; needs exact_nodes()."""
-    return [NearCandidates(config), NearEvidence(config), NearPairs(config), Joined("near", "near_pairs")]
+    return [NearCandidates(config), NearEvidence(config), NearPairs(config), JoinPairs("near", "near_pairs")]
 
 
 def duplicate_nodes(config: NearConfig) -> list[Node]:
@@ -276,15 +287,20 @@ def duplicate_nodes(config: NearConfig) -> list[Node]:
     return [Sketch(config.minhash), *exact_nodes(), *near_nodes(config)]
 
 
-def _signatures(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint32]:
-    """[n, permutations], a view where the column is in one piece."""
+def matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
+    """[n, size] of a column of lists of one size without nulls; a view where it is in one piece."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return array.flatten().to_numpy().reshape(len(array), array.type.list_size)
 
 
+def _upper(values: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """Half of each hash: enough to tell the n-grams of two documents apart."""
+    return (values >> np.uint64(32)).astype(np.uint32)
+
+
 def _agreement(left: pa.Array, right: pa.Array) -> NDArray[np.float32]:
     """[pairs] the share of equal positions of two columns of signatures."""
-    ours, theirs = _signatures(left), _signatures(right)
+    ours, theirs = matrix(left), matrix(right)
     out = np.empty(len(ours), np.float32)
     for start in range(0, len(ours), 65536):  # bounded: 65,536 pairs of 112 positions are 59 MB
         piece = slice(start, start + 65536)

@@ -8,7 +8,7 @@ another partition had before: units of a hundred million copies are as many entr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from gristmill.datapipe.dedup.units import Kind, tidied, units
 from gristmill.datapipe.stages.measure import UNICODE
 from gristmill.datapipe.text import spans
 from gristmill.datapipe.text.buffers import batches, text_of
+from gristmill.datapipe.text.folded import IDENTITY
 from gristmill.datapipe.workflow.stage import Bucket, Node, Shuffle
 
 KEPT = {"unique": ("keep",)}
@@ -37,13 +38,6 @@ class UnitConfig:
 
     def __post_init__(self) -> None:
         check_range("min_words", self.min_words, 1)
-
-
-@dataclass(frozen=True)
-class RepeatsConfig:
-    lines: UnitConfig = field(default_factory=UnitConfig)
-    paragraphs: UnitConfig = field(default_factory=UnitConfig)
-    substrings: SubstringConfig = field(default_factory=SubstringConfig)
 
 
 @dataclass(frozen=True)
@@ -63,31 +57,32 @@ class Found:
         return _place(self.document, self.start)
 
 
-class Units:
-    """What a kind of repeat is made of. `beside` names annotations that find() reads besides the text."""
+class FindUnits:
+    """Lines or paragraphs. `beside` names annotations that find() reads besides the text."""
 
     beside: Mapping[str, tuple[str, ...]] = KEPT
 
     def __init__(self, kind: Kind, config: UnitConfig) -> None:
-        self.config: dict[str, Any] = {"kind": kind, "units": config, **UNICODE}
+        self.config: dict[str, Any] = {"kind": kind, "units": config, "identity": IDENTITY, **UNICODE}
         self._kind: Kind = kind
         self._min_words = config.min_words
 
     def find(self, texts: pa.Array, previous: Mapping[str, pa.Table]) -> Found:
-        def of(batch: pa.Array, _rows: tuple[int, int]) -> Found:
-            found = units(text_of(batch), self._kind, self._min_words)
-            none = pa.array([[]], spans.TYPE).take(pa.array(np.zeros(len(batch), np.int64)))
-            return Found(found.document, found.start, found.end, found.key, none)
+        document, start, end, key, copies = _by_batch(texts, self._units)
+        return Found(document, start, end, key, copies)
 
-        return _found(texts, of)
+    def _units(self, batch: pa.Array, _rows: slice) -> tuple[Any, ...]:
+        found = units(text_of(batch), self._kind, self._min_words)
+        none = pa.array([[]], spans.TYPE).take(pa.array(np.zeros(len(batch), np.int64)))
+        return found.document, found.start, found.end, found.key, none
 
     def finish(self, texts: pa.Array, cut: pa.Array, document: NDArray[np.int32]) -> tuple[pa.Array, NDArray[np.int64]]:
         """(cut, number): no empty lines where lines went; so many units, `document` says whose."""
         return tidied(text_of(texts), cut), np.bincount(document, minlength=len(texts))
 
 
-class Windows:
-    """All passages of so many words that hold an anchor which the corpus has more than once: see dedup.substrings."""
+class FindPassages:
+    """All windows of so many words that hold an anchor which the corpus has more than once: see dedup.substrings."""
 
     beside: Mapping[str, tuple[str, ...]] = {**KEPT, "substrings_anchored": ("words",)}
 
@@ -98,24 +93,26 @@ class Windows:
     def find(self, texts: pa.Array, previous: Mapping[str, pa.Table]) -> Found:
         words = previous["substrings_anchored"]["words"].combine_chunks()
 
-        def of(batch: pa.Array, rows: tuple[int, int]) -> Found:
-            found = substrings.windows(text_of(batch), words.slice(*rows), self._substrings)
-            return Found(found.document, found.start, found.end, found.key, found.copies)
+        def windows(batch: pa.Array, rows: slice) -> tuple[Any, ...]:
+            found = substrings.windows(text_of(batch), words[rows], self._substrings)
+            return found.document, found.start, found.end, found.key, found.copies
 
-        return _found(texts, of)
+        document, start, end, key, copies = _by_batch(texts, windows)
+        return Found(document, start, end, key, copies)
 
     def finish(self, texts: pa.Array, cut: pa.Array, document: NDArray[np.int32]) -> tuple[pa.Array, NDArray[np.int64]]:
         """(cut, number): passages, of which each is many windows."""
-        return cut, pc.list_value_length(cut).to_numpy() // 2
+        cut = substrings.tidied(text_of(texts), cut)
+        return cut, pc.list_value_length(cut).to_numpy(zero_copy_only=False) // 2
 
 
 class Firsts(Shuffle):
     """NAME_firsts: place (row, start) of each key's first unit in its partition, where an earlier one has it too."""
 
-    over, columns = "documents", ("text",)
-    entries_per_row = 8.0
+    over, columns, disposable = "documents", ("text",), True
+    libraries = ("pyarrow",)
 
-    def __init__(self, name: str, what: Units | Windows) -> None:
+    def __init__(self, name: str, what: FindUnits | FindPassages) -> None:
         self.name, self.folder = f"{name}_firsts", f"shuffles/{name}_firsts"
         self.config, self.requires = what.config, what.beside
         self._what = what
@@ -134,18 +131,19 @@ class Firsts(Shuffle):
 
 
 class Repeats(Shuffle):
-    """NAME: cut (spans of what stood in the corpus before), number (of units cut), share (of the document's bytes)."""
+    """NAME: cut (spans of what stood in the corpus before), number (of units cut), share (of the document's bytes).
 
-    by, onto = "row", "documents"
+    Null for documents that were not looked at.
+    """
 
-    def __init__(self, name: str, what: Units | Windows) -> None:
+    by, onto, aligned = "row", "documents", True
+    libraries = ("pyarrow",)
+
+    def __init__(self, name: str, what: FindUnits | FindPassages) -> None:
         self.name, self.folder = name, f"annotations/{name}"
         self.over, self.config = f"{name}_firsts", what.config
         self.beside = {"documents": ("text",), **what.beside}
         self._what = what
-
-    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
-        return table
 
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
         texts = _kept(previous["documents"]["text"], previous)
@@ -159,21 +157,24 @@ class Repeats(Shuffle):
         document = found.document[repeated]
         cut = merged(document, found.start[repeated], found.end[repeated], len(texts))
         cut, number = self._what.finish(texts, spans.union([cut, found.copies]), document)
-        length = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
-        share = (spans.covered(cut) / np.maximum(length, 1)).astype(np.float32)
-        return pa.table({"cut": cut, "number": number.astype(np.int32), "share": share})
+        length = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+        share = spans.covered(cut) / np.maximum(length, 1)
+        dropped = pc.invert(_keep(previous))
+        columns = cut, pa.array(number.astype(np.int32)), pa.array(share.astype(np.float32))
+        nulled = [pc.if_else(dropped, pa.scalar(None, column.type), column) for column in columns]
+        return pa.table(nulled, ["cut", "number", "share"])
 
     def counts(self, table: pa.Table, bucket: Bucket) -> dict[str, int]:
-        cut = table["number"].to_numpy()
+        cut = pc.fill_null(table["number"], 0).to_numpy()
         return {"documents": int((cut > 0).sum()), "repeats": int(cut.sum())}
 
 
 class AnchorFirsts(Shuffle):
     """substrings_anchors: place (row, word) of each anchor's first in its partition, where the corpus has it again."""
 
-    name, folder = "substrings_anchors", "shuffles/substrings_anchors"
+    name, folder, disposable = "substrings_anchors", "shuffles/substrings_anchors", True
     over, columns, requires = "documents", ("text",), KEPT
-    entries_per_row = 32.0
+    libraries = ("pyarrow",)
 
     def __init__(self, config: SubstringConfig) -> None:
         self.config = {"substrings": config, **UNICODE}
@@ -181,13 +182,13 @@ class AnchorFirsts(Shuffle):
 
     def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
         document, word, key = _anchors(_kept(table["text"], previous), self._substrings)
-        first, group = groups(_doubled(key))
+        first, group = groups(key)
         row = start + document[first].astype(np.int64)
         count = np.bincount(group, minlength=len(first))
         return pa.table({"key": key[first], "row": row, "word": word[first], "count": count})
 
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
-        first, group = groups(_doubled(entries["key"].to_numpy()))
+        first, group = groups(entries["key"].to_numpy())
         count = np.bincount(group, entries["count"].to_numpy(), len(first))
         return entries.select(["row", "word"]).filter(pa.array(count[group] > 1))
 
@@ -195,20 +196,18 @@ class AnchorFirsts(Shuffle):
 class Anchored(Shuffle):
     """substrings_anchored: words (where in the document the anchors begin that the corpus has more than once)."""
 
-    name, folder = "substrings_anchored", "shuffles/substrings_anchored"
-    over, by, onto = "substrings_anchors", "row", "documents"
+    name, folder, disposable = "substrings_anchored", "shuffles/substrings_anchored", True
+    over, by, onto, aligned = "substrings_anchors", "row", "documents", True
     beside: Mapping[str, tuple[str, ...]] = {"documents": ("text",), **KEPT}
+    libraries = ("pyarrow",)
 
     def __init__(self, config: SubstringConfig) -> None:
         self.config = {"substrings": config, **UNICODE}
         self._substrings = config
 
-    def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
-        return table
-
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
         document, word, key = _anchors(_kept(previous["documents"]["text"], previous), self._substrings)
-        first, group = groups(_doubled(key))
+        first, group = groups(key)
         theirs = _place(entries["row"].to_numpy() - bucket.start, entries["word"].to_numpy())
         again = np.isin(_place(document[first], word[first]), theirs)[group]
         offsets = np.searchsorted(document[again], np.arange(bucket.rows + 1)).astype(np.int32)
@@ -217,55 +216,50 @@ class Anchored(Shuffle):
 
 def line_nodes(config: UnitConfig) -> list[Node]:
     """lines: those of at least so many words that stood in the corpus before; see dedup.units for what is the same."""
-    return [Firsts("lines", Units("line", config)), Repeats("lines", Units("line", config))]
+    return [Firsts("lines", FindUnits("line", config)), Repeats("lines", FindUnits("line", config))]
 
 
 def paragraph_nodes(config: UnitConfig) -> list[Node]:
-    return [Firsts("paragraphs", Units("paragraph", config)), Repeats("paragraphs", Units("paragraph", config))]
+    return [Firsts("paragraphs", FindUnits("paragraph", config)), Repeats("paragraphs", FindUnits("paragraph", config))]
 
 
 def substring_nodes(config: SubstringConfig) -> list[Node]:
     """substrings: passages of at least so many words that stood in the corpus before, wherever they begin and end."""
-    what = Windows(config)
+    what = FindPassages(config)
     return [AnchorFirsts(config), Anchored(config), Firsts("substrings", what), Repeats("substrings", what)]
+
+
+def _keep(previous: Mapping[str, pa.Table]) -> pa.Array:
+    """What the policy keeps so far."""
+    return next(previous[name]["keep"].combine_chunks() for name in KEPT)
 
 
 def _kept(texts: pa.ChunkedArray, previous: Mapping[str, pa.Table]) -> pa.Array:
     """The texts, empty where the policy's rules so far drop the document."""
-    keep = previous["unique"]["keep"].combine_chunks()
-    return pc.if_else(keep, pc.fill_null(texts.combine_chunks(), ""), "")
+    return pc.if_else(_keep(previous), pc.fill_null(texts.combine_chunks(), ""), "")
 
 
-def _found(texts: pa.Array, find: Callable[[pa.Array, tuple[int, int]], Found]) -> Found:
-    """What `find` makes of each batch, its documents counted through."""
-    pieces, start = [], 0
-    for batch in batches(texts):
-        found = find(batch, (start, len(batch)))
-        pieces.append((found.document + np.int32(start), found.start, found.end, found.key, found.copies))
-        start += len(batch)
-    if not pieces:
-        none = np.zeros(0, np.int32)
-        return Found(none, none, none, np.zeros((0, 2), np.uint64), pa.array([], spans.TYPE))
-    *arrays, copies = zip(*pieces, strict=True)
-    document, starts, ends, key = (np.concatenate(columns) for columns in arrays)
-    return Found(document, starts, ends, key, pa.concat_arrays(copies))
-
-
-def _anchors(texts: pa.Array, config: SubstringConfig) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _anchors(texts: pa.Array, config: SubstringConfig) -> tuple[Any, ...]:
     """(document, word, key) of all anchors of a partition."""
-    pieces, start = [], 0
-    for batch in batches(texts):
+
+    def anchors(batch: pa.Array, _rows: slice) -> tuple[Any, ...]:
         found = substrings.anchors(text_of(batch), config)
-        pieces.append((found.document + np.int32(start), found.word, found.key))
+        return found.document, found.word, found.key
+
+    return _by_batch(texts, anchors)
+
+
+def _by_batch(texts: pa.Array, find: Callable[[pa.Array, slice], tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The columns that `find` makes of each batch, joined; the first names documents, and counts them through."""
+    found, start = [], 0
+    for batch in batches(texts) if len(texts) else (texts,):
+        document, *columns = find(batch, slice(start, start + len(batch)))
+        found.append((document + np.int32(start), *columns))
         start += len(batch)
-    if not pieces:
-        return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint64)
-    document, word, key = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
-    return document, word, key
-
-
-def _doubled(key: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return np.stack([key, key], axis=1)
+    return tuple(
+        np.concatenate(column) if isinstance(column[0], np.ndarray) else pa.concat_arrays(column)
+        for column in zip(*found, strict=True)
+    )
 
 
 def _place(document: NDArray[Any], start: NDArray[Any]) -> NDArray[np.int64]:

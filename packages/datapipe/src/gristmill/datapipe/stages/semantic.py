@@ -7,24 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from gristmill.base.files import atomic_path
 from gristmill.datapipe.dedup import semantic
 from gristmill.datapipe.dedup.semantic import SemanticConfig
-from gristmill.datapipe.stages.duplicates import Joined
+from gristmill.datapipe.stages.duplicates import PAIR, JoinPairs, matrix
 from gristmill.datapipe.text.hashing import BASE
 from gristmill.datapipe.workflow.stage import Bucket, Inputs, Node, Shuffle, Step
 
 LEAST_SAMPLE = 1024
 """Documents that the mean is taken of, where there are so many."""
-PAIR = ["first", "second", "similarity"]
 
 
 class Centroids(Step):
-    """semantic_centroids/: mean.npy and centroids.npy, of documents drawn evenly from the run."""
+    """semantic/: mean.npy and centroids.npy, of documents drawn evenly from the run."""
 
-    name, folder, requires = "semantic_centroids", "shuffles/semantic_centroids", ("states",)
+    libraries = ("numpy",)  # whose random streams may differ
+    name, folder, requires = "semantic_centroids", "semantic", ("states",)
 
     def __init__(self, config: SemanticConfig) -> None:
         self.config = config
@@ -40,12 +39,15 @@ class Centroids(Step):
         sample, start = [], 0
         for part, here in zip(inputs.parts["states"], known, strict=True):
             at = drawn[np.searchsorted(drawn, start) : np.searchsorted(drawn, start + len(here))] - start
-            sample.append(_vectors(inputs.part("states", part, ("state",))["state"].take(pa.array(at))))
+            states = inputs.part("states", part, ("state",))["state"].take(pa.array(at))
+            sample.append(matrix(states).astype(np.float32))
             start += len(here)
         width = max((piece.shape[1] for piece in sample), default=1)
         vectors = np.concatenate([np.zeros((0, width), np.float32), *(piece for piece in sample if len(piece))])
+        sample.clear()  # the largest thing that this step holds, and only once
         mean = semantic.mean_of(vectors)
-        centroids = semantic.kmeans(semantic.centred(vectors, mean), cells, self.config.seed, self.config.iterations)
+        vectors = semantic.centred(vectors, mean)
+        centroids = semantic.kmeans(vectors, cells, self.config.seed, self.config.iterations)
         for name, array in (("mean", mean), ("centroids", centroids)):
             with atomic_path(out / f"{name}.npy") as temporary, temporary.open("wb") as file:
                 np.save(file, array, allow_pickle=False)
@@ -55,9 +57,9 @@ class Centroids(Step):
 class SemanticPairs(Shuffle):
     """semantic_pairs: (first, second, similarity) of rows in one cell whose similarity reaches the threshold."""
 
-    name, folder = "semantic_pairs", "shuffles/semantic_pairs"
+    name, folder, disposable = "semantic_pairs", "shuffles/semantic_pairs", True
+    libraries = ("numpy",)
     over, columns, needs = "states", ("state",), ("semantic_centroids",)
-    entries_per_row = 64.0  # a state is as large as so many keys
 
     def __init__(self, config: SemanticConfig) -> None:
         self.config = self._semantic = config
@@ -71,7 +73,7 @@ class SemanticPairs(Shuffle):
     def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
         known = np.flatnonzero(table["state"].is_valid().to_numpy())
         states = table["state"].take(pa.array(known)).combine_chunks()
-        cell = semantic.assign(semantic.centred(_vectors(states), self._mean), self._centroids).astype(np.uint64)
+        cell = semantic.assign(semantic.centred(matrix(states), self._mean), self._centroids).astype(np.uint64)
         return pa.table({"key": cell * np.uint64(BASE), "cell": cell, "row": start + known, "state": states})
 
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
@@ -79,19 +81,14 @@ class SemanticPairs(Shuffle):
         found = []
         for number in np.unique(cell):
             members = np.flatnonzero(cell == number)
-            vectors = semantic.centred(_vectors(entries["state"].take(pa.array(members))), self._mean)
+            vectors = semantic.centred(matrix(entries["state"].take(pa.array(members))), self._mean)
             pairs = semantic.alike(vectors, row[members], config.threshold, max_cell=config.max_cell, seed=config.seed)
-            found.append(pa.table(list(pairs), PAIR))
-        none = pa.table([np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)], PAIR)
-        return pa.concat_tables([none, *found])
+            found.append(pa.table(list(pairs), [*PAIR, "similarity"]))
+        none = np.zeros(0, np.int64)
+        empty = pa.table([none, none, none.astype(np.float32)], [*PAIR, "similarity"])
+        return pa.concat_tables([empty, *found])
 
 
 def semantic_nodes(config: SemanticConfig) -> list[Node]:
     """semantic: documents whose states are alike; needs a stage `states` and exact_nodes()."""
-    return [Centroids(config), SemanticPairs(config), Joined("semantic", "semantic_pairs")]
-
-
-def _vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
-    """[n, d] of a column of lists of one length without nulls."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy().reshape(len(array), array.type.list_size).astype(np.float32)
+    return [Centroids(config), SemanticPairs(config), JoinPairs("semantic", "semantic_pairs")]

@@ -15,12 +15,18 @@ from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.text.buffers import Text, decode, text_of
 from gristmill.datapipe.text.characters import DIGIT, IDEOGRAPH, LETTER, NEWLINE, SPACE, UNSTABLE, properties, tables
 from gristmill.datapipe.text.hashing import mix
-from gristmill.datapipe.text.kernel import kernel
+from gristmill.datapipe.text.kernel import kernel, part
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
 _SECOND_OFFSET = np.uint64(0x9E3779B97F4A7C15)
 _SECOND_PRIME = np.uint64(0xD6E8FEB86659FD93)
+_BOUNDARY = np.uint64(ord(" "))
+"""What the identity takes in where a run of letters and digits ends; no character folds to it."""
+
+
+IDENTITY = 2
+"""Raised whenever `Folded.identity` changes: what is stored under another number cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Folded:
     hashes: NDArray[np.uint64]
     offsets: NDArray[np.int64]
     identity: NDArray[np.uint64]
-    """[documents, 2]: 128-bit hash of the words and symbols in order; space, case and line breaks do not count."""
+    """[documents, 2]: 128-bit hash of the words and symbols in order. Case, line breaks and how much space there is do
+    not count; where words end does: "now here" is not "nowhere". In scripts without spaces no space counts."""
 
 
 def fold(text: Text) -> Folded:
@@ -84,22 +91,30 @@ def _fold(data, offsets, classes, folded, hashes, starts, identity):
             byte = data[at]
             code, at = (np.int64(byte), at + 1) if byte < 0x80 else decode(data, at, end)
             kind, fold = classes[code], np.uint64(folded[code])
-            if kind != SPACE and kind != NEWLINE:
-                first = (first ^ fold) * _FNV_PRIME
-                second = (second + fold) * _SECOND_PRIME
-                second ^= second >> np.uint64(29)
             if kind == LETTER or kind == DIGIT:  # noqa: SIM109 (a tuple is slower here)
                 word, inside = (word ^ fold) * _FNV_PRIME, True
+                first, second = _extended(first, second, fold)
                 continue
             if inside:
                 hashes[count] = mix(word)
                 count, word, inside = count + 1, _FNV_OFFSET, False
+                first, second = _extended(first, second, _BOUNDARY)
+            if kind != SPACE and kind != NEWLINE:
+                first, second = _extended(first, second, fold)
             if kind == IDEOGRAPH:
                 hashes[count] = mix((_FNV_OFFSET ^ fold) * _FNV_PRIME)
                 count += 1
         if inside:
             hashes[count] = mix(word)
             count += 1
+            first, second = _extended(first, second, _BOUNDARY)
         starts[document + 1] = count
         identity[document, 0], identity[document, 1] = mix(first), mix(second)
     return count
+
+
+@part
+def _extended(first, second, value):
+    """The two halves of an identity with one character more."""
+    second = (second + value) * _SECOND_PRIME
+    return (first ^ value) * _FNV_PRIME, second ^ second >> np.uint64(29)

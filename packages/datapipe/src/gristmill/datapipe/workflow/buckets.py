@@ -1,11 +1,13 @@
-"""Between scattering and gathering: a file per partition that holds its entries bucket by bucket, mapped when read.
+"""Between scattering and gathering: a file per partition that holds its entries range by range, read a slice at a time.
 
-An Arrow file of one batch, uncompressed, with the places where buckets begin in its metadata: a bucket is read from
-every partition without reading the others, and nothing is kept in memory but what it holds.
+Entries are scattered into many fine ranges: of hashes, or the partitions of an output. Once all are scattered and their
+size is known, neighbouring ranges are joined into buckets that one worker gathers in memory.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,62 +19,76 @@ from numpy.typing import NDArray
 from gristmill.base.files import atomic_path
 from gristmill.datapipe.workflow.stage import Bucket
 
-BUCKETS, SMALL, LARGE = 64, 1 << 20, 1 << 25
-"""Few enough buckets that reading is sequential, of few enough entries that sorting one takes little memory: a million
-entries each up to 64 buckets, then 64 larger ones up to 32 million entries (about 2 GB while gathering), then more."""
+HASH_RANGES = 1024
+BUCKETS, SMALL, LARGE = 64, 16 << 20, 256 << 20
+"""Bytes of entries in a bucket: up to 64 small buckets, then 64 larger ones, then more large ones. Few enough that
+files are read in long slices, small enough that one is sorted in less than 2 GB."""
 OFFSETS = b"offsets"
 
 
 @dataclass(frozen=True)
-class Into:
-    """The buckets of a shuffle: hash ranges, or the partitions of an output, named as the files that come of them."""
+class Ranges:
+    """What entries are scattered into."""
 
-    names: tuple[str, ...]
+    count: int
     starts: NDArray[np.int64] | None = None
-    """[names + 1] the row of the run at which each partition begins, and the run's end; None for hash ranges."""
+    """[count + 1] the row of the run at which each partition begins, and the run's end; None for ranges of hashes."""
 
     @classmethod
-    def hashes(cls, entries: float) -> Into:
-        size = min(max(entries / BUCKETS, SMALL), LARGE)
-        return cls(tuple(f"part-{number:05d}.parquet" for number in range(max(1, int(np.ceil(entries / size))))))
+    def of_hashes(cls) -> Ranges:
+        return cls(HASH_RANGES)
 
     @classmethod
-    def partitions(cls, rows: Mapping[str, int]) -> Into:
-        return cls(tuple(rows), np.cumsum([0, *rows.values()], dtype=np.int64))
+    def of_partitions(cls, rows: Mapping[str, int]) -> Ranges:
+        return cls(len(rows), np.cumsum([0, *rows.values()], dtype=np.int64))
 
-    def bucket_of(self, by: pa.ChunkedArray) -> NDArray[np.int64]:
+    def of(self, by: pa.ChunkedArray) -> NDArray[np.int64]:
+        """The range of each entry, by a column of 64-bit hashes or of rows.
+
+        Raises:
+            ValueError: a row that the run has not: the entry would be lost.
+        """
         values = by.to_numpy()
-        if self.starts is not None:
-            return np.searchsorted(self.starts, values, side="right") - 1
-        # Of the upper 32 bits, scaled: with a power of two of buckets that would be the uppermost bits alone.
-        return (((values >> np.uint64(32)) * np.uint64(len(self.names))) >> np.uint64(32)).astype(np.int64)
+        if self.starts is None:
+            return (values >> np.uint64(64 - HASH_RANGES.bit_length() + 1)).astype(np.int64)
+        if len(values) and not (values.min() >= 0 and values.max() < self.starts[-1]):
+            raise ValueError(f"rows {values.min()} to {values.max()} in a run of {self.starts[-1]} rows")
+        return np.searchsorted(self.starts, values, side="right") - 1
 
     def bucket(self, index: int) -> Bucket:
+        """Where a range of rows stands in the run."""
         if self.starts is None:
             return Bucket()
         return Bucket(int(self.starts[index]), int(self.starts[index + 1] - self.starts[index]))
 
+    def joined(self, size: int) -> list[range]:
+        """Neighbouring ranges that make one bucket, for so many bytes of entries."""
+        wanted = math.ceil(size / min(max(size / BUCKETS, SMALL), LARGE)) or 1
+        edges = np.linspace(0, self.count, min(wanted, self.count) + 1).astype(int).tolist()
+        return [range(first, last) for first, last in itertools.pairwise(edges)]
+
     def identity(self) -> list[object]:
-        return [list(self.names), None if self.starts is None else self.starts.tolist()]
+        return [self.count, None if self.starts is None else self.starts.tolist()]
 
 
-def write(path: Path, entries: pa.Table, bucket: NDArray[np.int64], count: int) -> None:
-    """Sorted by bucket; within one, entries stay in their order."""
-    order = np.argsort(bucket, kind="stable")
-    offsets = np.searchsorted(bucket[order], np.arange(count + 1))
+def write(path: Path, entries: pa.Table, where: NDArray[np.int64], count: int) -> None:
+    """Sorted by range; within one, entries stay in their order."""
+    order = np.argsort(where, kind="stable")
+    offsets = np.searchsorted(where[order], np.arange(count + 1))
     table = entries.take(order).combine_chunks()
     table = table.replace_schema_metadata({OFFSETS: offsets.astype("<i8").tobytes()})
     with atomic_path(path) as temporary, pa.ipc.new_file(temporary, table.schema) as file:
         file.write_table(table)
 
 
-def read(paths: Sequence[Path], index: int) -> pa.Table:
-    """The entries of one bucket, partition after partition."""
-    pieces = []
+def read(paths: Sequence[Path], ranges: range) -> pa.Table:
+    """The entries of some ranges, partition after partition. Each slice is copied: a file stays open no longer."""
+    pieces: list[pa.Table] = []
     for path in paths:
         with pa.memory_map(str(path)) as mapped:
             table = pa.ipc.open_file(mapped).read_all()
-        offsets = np.frombuffer(table.schema.metadata[OFFSETS], "<i8")
-        start, end = int(offsets[index]), int(offsets[index + 1])
-        pieces.append(table.slice(start, end - start).replace_schema_metadata(None))
+            offsets = np.frombuffer(table.schema.metadata[OFFSETS], "<i8")
+            start, end = int(offsets[ranges.start]), int(offsets[ranges.stop])
+            if start < end or not pieces:
+                pieces.append(table.take(pa.array(np.arange(start, end))).replace_schema_metadata(None))
     return pa.concat_tables(pieces).combine_chunks()

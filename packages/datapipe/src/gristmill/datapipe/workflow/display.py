@@ -47,7 +47,7 @@ class Display:
             elapsed = max(time.monotonic() - self._started[name], 1e-9)
             rate = f"{documents / elapsed:,.0f} documents/s" if documents else ""
             if self._bar is not None:
-                self._bar.update(self._tasks[name], completed=done, rate=rate)
+                self._bar.update(self._tasks[name], completed=done, total=total, rate=rate)
             elif time.monotonic() - self._told[name] >= INTERVAL_SECONDS and done < total:
                 self._told[name] = time.monotonic()
                 left = elapsed / done * (total - done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +52,13 @@ class StageJob:
 
 
 @dataclass
-class ScatterJob:
-    """One partition of what a shuffle is over, cut into buckets: a file under `folder`, for the gathering alone."""
-
+class _ShuffleJob:
     shuffle: Shuffle
-    over: Path
-    requires: dict[str, Path]
-    needs: dict[str, Path]
     folder: Path
+    """Where this job writes."""
     keys: dict[str, str]
-    starts: dict[str, int]
-    into: buckets.Into
+    ranges: buckets.Ranges
+    needs: dict[str, Path]
 
     @property
     def name(self) -> str:
@@ -74,13 +71,22 @@ class ScatterJob:
     def setup(self) -> None:
         self.shuffle.setup(self.needs)
 
+
+@dataclass
+class ScatterJob(_ShuffleJob):
+    """One partition of what a shuffle is over, scattered into ranges: a file for the gathering alone."""
+
+    over: Path
+    requires: dict[str, Path]
+    starts: dict[str, int]
+
     def __call__(self, part: str) -> dict[str, Any]:
         started = time.monotonic()
         table = read_part(self.over / part, self.shuffle.columns)
         previous = _read_aligned(self.requires, self.shuffle.requires, part)
         entries = self.shuffle.scatter(table, previous, self.starts[part])
         path = self.folder / part
-        buckets.write(path, entries, self.into.bucket_of(entries[self.shuffle.by]), len(self.into.names))
+        buckets.write(path, entries, self.ranges.of(entries[self.shuffle.by]), self.ranges.count)
         seconds = round(time.monotonic() - started, 3)
         # Not hashed: it lives until the gathering, and its fingerprint says what it was made of.
         entry = Entry(self.keys[part], "", entries.num_rows, path.stat().st_size, seconds)
@@ -88,28 +94,39 @@ class ScatterJob:
 
 
 @dataclass
-class GatherJob:
+class GatherJob(_ShuffleJob):
     """One bucket of a shuffle, from what all partitions sent it."""
 
-    shuffle: Shuffle
     scattered: Path
     parts: tuple[str, ...]
+    buckets: dict[str, range]
+    """The ranges of each piece of the output."""
     beside: dict[str, Path]
-    needs: dict[str, Path]
-    folder: Path
-    keys: dict[str, str]
-    into: buckets.Into
+    onto: tuple[str, ...]
+    """The partitions that the ranges are, where they are no hashes."""
 
-    name, stateful, setup = ScatterJob.name, ScatterJob.stateful, ScatterJob.setup
-
-    def __call__(self, part: str) -> dict[str, Any]:
+    def __call__(self, piece: str) -> dict[str, Any]:
         started = time.monotonic()
-        index = self.into.names.index(part)
-        entries = buckets.read([self.scattered / name for name in self.parts], index)
-        previous = _read_aligned(self.beside, self.shuffle.beside, part)
-        bucket = self.into.bucket(index)
+        ranges, counts, tables = self.buckets[piece], Counter[str](), []
+        entries = buckets.read([self.scattered / part for part in self.parts], ranges)
+        if not self.onto:
+            tables.append(self._gather(entries, buckets.Bucket(), {}, counts))
+        else:
+            where = self.ranges.of(entries[self.shuffle.by])
+            for index in ranges:
+                own = entries if len(ranges) == 1 else entries.filter(pa.array(where == index))
+                previous = _read_aligned(self.beside, self.shuffle.beside, self.onto[index])
+                tables.append(self._gather(own, self.ranges.bucket(index), previous, counts))
+        return _write_part(self.folder / piece, pa.concat_tables(tables), self.keys[piece], started, counts)
+
+    def _gather(
+        self, entries: pa.Table, bucket: buckets.Bucket, previous: Mapping[str, pa.Table], counts: Counter[str]
+    ) -> pa.Table:
         result = self.shuffle.gather(entries, bucket, previous)
-        return _write_part(self.folder / part, result, self.keys[part], started, self.shuffle.counts(result, bucket))
+        if self.shuffle.aligned and result.num_rows != bucket.rows:
+            raise GristmillError(f"shuffle {self.name!r} returned {result.num_rows} rows for {bucket.rows}")
+        counts.update(self.shuffle.counts(result, bucket))
+        return result
 
 
 @dataclass

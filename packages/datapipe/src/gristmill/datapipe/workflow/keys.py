@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gristmill.base.files import fingerprint
-from gristmill.datapipe.workflow.buckets import Into
+from gristmill.datapipe.workflow.buckets import Ranges
 from gristmill.datapipe.workflow.ledger import Ledger
 from gristmill.datapipe.workflow.stage import Node, Shuffle, Stage, Step
 
@@ -59,44 +59,67 @@ def step_keys(step: Step, me: Mapping[str, Any], outputs: Outputs) -> dict[str, 
 
 @dataclass(frozen=True)
 class ShuffleKeys:
-    into: Into
+    ranges: Ranges
     starts: dict[str, int]
     """The row of the run at which each partition of what the shuffle is over begins."""
     scatter: dict[str, str]
-    """By partition."""
-    gather: dict[str, str]
-    """By bucket."""
+    """By partition of what it is over."""
+    beside: list[list[str]]
+    """By range: the content of what is given to gather() with it."""
+    onto: tuple[str, ...]
+    """The partitions that the ranges are; empty for ranges of hashes."""
+    aligned: bool
+
+    def gather(self, size: int) -> tuple[dict[str, range], dict[str, str]]:
+        """(ranges, key) by piece of the output, once `size` bytes of entries are scattered."""
+        if self.aligned:
+            pieces = {part: range(index, index + 1) for index, part in enumerate(self.onto)}
+        else:
+            pieces = {f"part-{index:05d}.parquet": own for index, own in enumerate(self.ranges.joined(size))}
+        everything = fingerprint(self.scatter)
+        keys = {
+            piece: fingerprint([everything, piece, [own.start, own.stop], self.beside[own.start : own.stop]])
+            for piece, own in pieces.items()
+        }
+        return pieces, keys
 
 
 def shuffle_keys(shuffle: Shuffle, me: Mapping[str, Any], outputs: Outputs) -> ShuffleKeys:
-    over = outputs[shuffle.over]
-    entries = sum(over.rows.values()) * shuffle.entries_per_row
-    into = Into.partitions(outputs[shuffle.onto].rows) if shuffle.onto else Into.hashes(entries)
+    over, onto = outputs[shuffle.over], outputs[shuffle.onto] if shuffle.onto else None
+    ranges = Ranges.of_partitions(onto.rows) if onto else Ranges.of_hashes()
     starts = dict(zip(over.parts, itertools.accumulate([0, *over.rows.values()])))
-    common = fingerprint([me, {name: outputs[name].sha256 for name in shuffle.needs}, into.identity()])
-
-    def aligned(part: str, names: Iterable[str]) -> dict[str, str]:
-        return {name: outputs[name].parts[part] for name in names}
-
-    scatter = {
-        part: fingerprint([common, sha256, starts[part], aligned(part, shuffle.requires)])
-        for part, sha256 in over.parts.items()
-    }
-    everything = fingerprint(scatter)
-    gather = {part: fingerprint([everything, part, aligned(part, shuffle.beside)]) for part in into.names}
-    return ShuffleKeys(into, starts, scatter, gather)
+    common = fingerprint([me, {name: outputs[name].sha256 for name in shuffle.needs}, ranges.identity()])
+    scatter = {}
+    for part, sha256 in over.parts.items():
+        aligned = {name: outputs[name].parts[part] for name in shuffle.requires}
+        scatter[part] = fingerprint([common, sha256, starts[part], aligned])
+    parts = tuple(onto.parts) if onto else ()
+    beside = [[outputs[name].parts[part] for name in shuffle.beside] for part in parts]
+    return ShuffleKeys(ranges, starts, scatter, beside, parts, shuffle.aligned)
 
 
-def pending(ledger: Ledger, name: str, keys: Mapping[str, str], folder: Path) -> list[str]:
-    """The pieces whose entry names another fingerprint, or whose output is not there as it was."""
-    return [piece for piece, key in keys.items() if not _is_done(ledger, name, piece, key, folder)]
+def pending(ledger: Ledger, name: str, keys: Mapping[str, str], folder: Path, may_be_gone: bool = False) -> list[str]:
+    """The pieces whose entry names another fingerprint, or whose output is not there as it was.
+
+    `may_be_gone`: an output that is not there at all is no reason to make it again.
+    """
+
+    def is_done(piece: str, key: str) -> bool:
+        entry, output = ledger.read(name, piece), folder if piece == WHOLE else folder / piece
+        if entry is None or entry.fingerprint != key:
+            return False
+        if not output.exists():
+            return may_be_gone
+        return output.is_dir() or output.stat().st_size == entry.bytes
+
+    return [piece for piece, key in keys.items() if not is_done(piece, key)]
 
 
-def _is_done(ledger: Ledger, name: str, piece: str, key: str, folder: Path) -> bool:
-    entry, output = ledger.read(name, piece), folder if piece == WHOLE else folder / piece
-    if entry is None or entry.fingerprint != key or not output.exists():
-        return False
-    return output.is_dir() or output.stat().st_size == entry.bytes
+def known_size(ledger: Ledger, name: str, keys: Mapping[str, str]) -> int | None:
+    """Bytes of all pieces, whether or not they are still there; None where one was never made."""
+    entries = [ledger.read(name, piece) for piece in keys]
+    made = [entry.bytes for entry, key in zip(entries, keys.values()) if entry is not None and entry.fingerprint == key]
+    return sum(made) if len(made) == len(keys) else None
 
 
 def output_of(ledger: Ledger, node: Node, keys: Mapping[str, str], folder: Path) -> Output:

@@ -65,6 +65,8 @@ class Ledger:
             for path in folder.glob("*.json"):
                 if path.name.removesuffix(".json") not in pieces:
                     path.unlink()
+            for path in folder.glob(".*.tmp-*"):  # half written by a runner that was killed
+                path.unlink(missing_ok=True)
 
     def file_sha256(self, path: Path) -> str:
         """Content hash of an input or model file, read again only when its size or time stamp has changed.

@@ -28,6 +28,7 @@ from gristmill.datapipe.workflow.keys import (
     WHOLE,
     Output,
     identity,
+    known_size,
     output_of,
     pending,
     shuffle_keys,
@@ -65,7 +66,7 @@ class Runner:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._executor: Executor | None = None
-        self._executor_lock = threading.Lock()
+        self._executor_lock, self._remaking = threading.Lock(), threading.RLock()
         with RunLock(self.folder, self._give_way), Display() as self._display:
             self._ledger = Ledger(self.folder)
             self._record = RunRecord(self.folder, self.name)
@@ -219,6 +220,8 @@ class Runner:
         job = StageJob(stage, over.folder, required, needed, folder, keys)
         left = pending(self._ledger, stage.name, keys, folder)
         self._begin(stage, len(keys), len(keys) - len(left))
+        if left:
+            self._ensure((stage.over, *stage.requires))
         self._pieces(stage, job, left, len(keys), len(keys) - len(left))
         output = self._partitioned(stage, keys)
         self._set(stage.name, counts={"documents": sum(output.rows.values())})
@@ -248,30 +251,55 @@ class Runner:
 
     # Shuffles ----------------------------------------------------------------------------------------------------
 
-    def _run_shuffle(self, shuffle: Shuffle) -> Output:
+    def _run_shuffle(self, shuffle: Shuffle, remake: bool = False) -> Output:
         """Scattered files are kept until every bucket is gathered: a run that was stopped goes on where it was."""
         name, folder, over = shuffle.name, self.folder / shuffle.folder, self.outputs[shuffle.over]
         scattered, scatter_ledger = self.folder / ".work" / "scattered" / name, f"{name}.scattered"
         keys = shuffle_keys(shuffle, identity(shuffle, self._ledger), self.outputs)
-        to_gather = pending(self._ledger, name, keys.gather, folder)
-        to_scatter = pending(self._ledger, scatter_ledger, keys.scatter, scattered) if to_gather else []
-        total = len(keys.scatter) + len(keys.gather)
-        done = total - len(to_scatter) - len(to_gather)
-        self._begin(shuffle, total, done)
-        needed, required, beside = map(self._folders, (shuffle.needs, shuffle.requires, shuffle.beside))
-        scatter = ScatterJob(shuffle, over.folder, required, needed, scattered, keys.scatter, keys.starts, keys.into)
-        self._pieces(shuffle, scatter, to_scatter, total, done, scatter_ledger)
-        gather = GatherJob(shuffle, scattered, tuple(over.parts), beside, needed, folder, keys.gather, keys.into)
-        self._pieces(shuffle, gather, to_gather, total, done + len(to_scatter))
-        self._ledger.prune(scatter_ledger, set())
+        may_be_gone = shuffle.disposable and not remake
+        size, pieces, gather_keys, to_gather = known_size(self._ledger, scatter_ledger, keys.scatter), {}, {}, None
+        if size is not None:
+            pieces, gather_keys = keys.gather(size)
+            to_gather = pending(self._ledger, name, gather_keys, folder, may_be_gone)
+        if to_gather == []:
+            self._begin(shuffle, len(pieces), len(pieces))
+        else:
+            self._ensure((shuffle.over, *shuffle.requires, *shuffle.beside))
+            needed, required, beside = map(self._folders, (shuffle.needs, shuffle.requires, shuffle.beside))
+            to_scatter, parts = pending(self._ledger, scatter_ledger, keys.scatter, scattered), len(keys.scatter)
+            self._begin(shuffle, parts + len(pieces), done := parts - len(to_scatter))
+            scatter = ScatterJob(
+                shuffle, scattered, keys.scatter, keys.ranges, needed, over.folder, required, keys.starts
+            )
+            self._pieces(shuffle, scatter, to_scatter, parts + len(pieces), done, scatter_ledger)
+            pieces, gather_keys = keys.gather(known_size(self._ledger, scatter_ledger, keys.scatter) or 0)
+            to_gather = pending(self._ledger, name, gather_keys, folder, may_be_gone)
+            gather = GatherJob(
+                shuffle, folder, gather_keys, keys.ranges, needed, scattered, tuple(over.parts), pieces, beside,
+                keys.onto,
+            )  # fmt: skip
+            total = parts + len(pieces)
+            self._pieces(shuffle, gather, to_gather, total, total - len(to_gather))
+        self._ledger.prune(scatter_ledger, set(keys.scatter))
         shutil.rmtree(scattered, ignore_errors=True)
-        output = self._partitioned(shuffle, keys.gather)
+        output = self._partitioned(shuffle, gather_keys)
         counts: Counter[str] = Counter()
-        for part in keys.gather:
-            if entry := self._ledger.read(name, part):
+        for piece in gather_keys:
+            if entry := self._ledger.read(name, piece):
                 counts.update(entry.counts)
         self._set(name, counts=dict(counts))
         return output
+
+    def _ensure(self, names: Iterable[str]) -> None:
+        """Make disposable outputs again that are needed and gone; they come out as they were."""
+        with self._remaking:
+            for name in names:
+                node = self.nodes.get(name)
+                if isinstance(node, Shuffle) and node.disposable:
+                    output = self.outputs[name]
+                    if not all((output.folder / part).exists() for part in output.parts):
+                        self._run_shuffle(node, remake=True)
+                        self._set(name, status="done")
 
     def _map(
         self, name: str, job: Any, items: list[Any], node: Any, rows_of: Any, total: int, done: int, ledger: str = ""
@@ -307,12 +335,13 @@ class Runner:
         if not pending(self._ledger, step.name, keys, folder):
             self._set(step.name, partitions_done=1, partitions_cached=1)
         else:
+            self._ensure(step.requires)
             self._ran.add(step.name)
             self._ledger.forget(step.name, WHOLE)
             self._display.begin(step.name, 1, 0)
             work = self.folder / ".work" / f"{step.name}-{key[:16]}"
             for other in work.parent.glob(f"{step.name}-*"):
-                if other != work or not step.resumes:
+                if other.name.rpartition("-")[0] == step.name and (other != work or not step.resumes):
                     shutil.rmtree(other)
             work.mkdir(parents=True, exist_ok=True)
             parts = {name: tuple(self.outputs[name].parts) for name in step.requires}

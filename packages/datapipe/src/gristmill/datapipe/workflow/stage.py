@@ -40,6 +40,8 @@ class Node(ABC):
     folder: str
     config: Any
     resources: Resources = Resources()
+    disposable: bool = False
+    """Whether the output is only a way to others, and is made again where one of those needs it and it is gone."""
 
     def files(self) -> Sequence[Path]:
         """Model files read by this node; their content hashes are part of the fingerprint."""
@@ -87,12 +89,12 @@ class Bucket:
 
 
 class Shuffle(Node):
-    """Regroups rows. scatter() cuts each partition of `over` into entries that go to buckets; gather() makes one
-    partition of the output from all entries of a bucket, in the order of the run.
+    """Regroups rows. scatter() turns each partition of `over` into entries, which go to buckets; gather() makes of all
+    entries of a bucket a partition of the output.
 
-    Buckets are ranges of the 64-bit hashes in the entries' column `by`; with `onto` they are that output's partitions,
-    and `by` holds rows of the run. However the input is cut into partitions and buckets, together the outputs must say
-    the same: entries of one key meet in one bucket.
+    Entries go by the 64-bit hashes in their column `by`: those of one hash meet in one bucket, in the order of the run.
+    With `onto`, `by` holds rows of the run, and gather() is given the entries of one of that output's partitions at a
+    time; `aligned` says that it makes one row for each row of that partition.
     """
 
     over: str = "documents"
@@ -104,10 +106,9 @@ class Shuffle(Node):
     """Whole output folders of steps, given to setup() as `folders`."""
     by: str = "key"
     onto: str = ""
+    aligned: bool = False
     beside: Mapping[str, tuple[str, ...]] = {}
     """Row-aligned with `onto`: the columns given to gather() as `previous`."""
-    entries_per_row: float = 1.0
-    """About how many entries a row of `over` becomes: so many buckets are made that each is gathered in memory."""
 
     @property
     def dependencies(self) -> tuple[str, ...]:
@@ -117,16 +118,16 @@ class Shuffle(Node):
     def setup(self, folders: Mapping[str, Path]) -> None:
         """Load what steps made, once per worker and phase."""
 
-    @abstractmethod
     def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
-        """Entries of a partition whose first row is row `start` of the run."""
+        """Entries of a partition whose first row is row `start` of the run; here, its rows as they are."""
+        return table
 
     @abstractmethod
     def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
-        """What is made of a bucket's entries."""
+        """What is made of a bucket's, or a partition's, entries."""
 
     def counts(self, table: pa.Table, bucket: Bucket) -> dict[str, int]:
-        """Numbers about what was gathered; the run's record shows their sums over all buckets."""
+        """Numbers about what gather() made; the run's record shows their sums."""
         return {"rows": table.num_rows}
 
 
