@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +14,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from gristmill.base.errors import UsageError
 from gristmill.datapipe.document import SCHEMA
-from gristmill.datapipe.ingest.ingest import IngestConfig, IngestJob
-from gristmill.datapipe.ingest.inputs import discover
+from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig, IngestJob
+from gristmill.datapipe.ingest.inputs import SUFFIXES, discover
+from gristmill.datapipe.ingest.main_text import CRASHED, SLOW
+from gristmill.datapipe.ingest.readers import read_rows
+from gristmill.datapipe.ingest.rows import Bad, Row
+from gristmill.datapipe.ingest.splitting import LookJob, Seen
+from gristmill.datapipe.ingest.warc import CUT_OFF, NO_TEXT, PageConfig
 
 GOOD = {"id": "a", "text": "one good document", "source": "web", "url": "https://example.org", "score": 3}
 
 
-def ingest(folder: Path, *inputs: Path, **config: Any) -> tuple[list[dict], list[dict]]:
+def ingest(folder: Path, *inputs: Path | str, **config: Any) -> tuple[list[dict], list[dict]]:
     """(documents, quarantine) of `inputs`."""
-    job = IngestJob(IngestConfig(**config), folder / "documents", folder / "quarantine")
-    for file in discover(tuple(str(path) for path in inputs)):
-        job(file)
+    whole = Ingest(tuple(str(path) for path in inputs), IngestConfig(**config))
+    files, seen = whole.discover(folder / "run"), Seen(folder / "seen.json")
+    for batch in seen.missing(whole.ranges(files)):
+        seen.learn(batch, LookJob("look")(batch))
+    job = IngestJob(whole.config, folder / "documents", folder / "quarantine")
+    for piece in whole.pieces(files, seen):
+        job(piece)
     documents: list[dict] = []
     for path in sorted((folder / "documents").glob("part-*.parquet")):
         table = pq.ParquetFile(path).read()
+        table.validate(full=True)
         assert table.schema.equals(SCHEMA)
         documents += table.to_pylist()
     quarantine = [json.loads(line) for path in sorted((folder / "quarantine").glob("*")) for line in path.open()]
@@ -167,3 +181,114 @@ def test_inputs_that_cannot_be_read_are_refused_before_anything_runs(
     Path("text.txt").write_text("hello")
     with pytest.raises(UsageError, match="--input"):
         discover((given,))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(2**62, 2**66) | st.integers(-(2**66), -(2**62))
+    | st.floats() | st.text(st.characters(), max_size=8),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=4), values, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+HOSTILE_LINES = [
+    b'{"a": 18446744073709551616}', b'{"a": [{"b": -9223372036854775809}]}', b'{"a": 1e400}', b'{"a": NaN}',
+    b'{"a": -0}', b'{"a": "\\ud800"}', b'{"\\ud83d\\u0041": 1}', b'{"a": "\xed\xa0\x80"}', b'\xef\xbb\xbf{"a": 1}',
+    b'{"a": 1}\x00', '{"a": "\xe9"}'.encode("utf-16"), b'{"a": 1, "a": 2}', b'{"a": 01}', b'{"a": "\t"}',
+    b"[" * 100_000, b'"text"', b"1e5", b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", b'{"a": ' + b"9" * 5000 + b"}",
+    b'{"a": 1}{"b": 2}', b'{"a": \xc2\xa01}', b"Infinity", b"{}", b'{"a":' * 2000 + b"1" + b"}" * 2000,
+    b'{"a": 9223372036854775808.0}', b'{"a": 1E25}',
+]  # fmt: skip
+
+
+def read_one(folder: Path, content: bytes) -> Row | Bad:
+    (folder / "a.jsonl").write_bytes(content + b"\n")
+    (row,) = read_rows(folder / "a.jsonl", "a.jsonl", "text", 10**6)
+    return row
+
+
+@given(value=JSON, ascii_only=st.booleans(), noise=st.binary(max_size=2), place=st.floats(0, 1))
+@settings(deadline=None, max_examples=300)
+@example(value={"a": 2**70}, ascii_only=True, noise=b"", place=0.0)
+def test_a_line_is_read_as_json_loads_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, value: Any, ascii_only: bool, noise: bytes, place: float
+) -> None:
+    content = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    at = int(place * len(content))
+    _compare(tmp_path_factory.mktemp("json"), content[:at] + noise + content[at:])
+
+
+@pytest.mark.parametrize("content", HOSTILE_LINES, ids=range(len(HOSTILE_LINES)))
+def test_a_hostile_line_is_read_as_json_loads_reads_it(tmp_path: Path, content: bytes) -> None:
+    _compare(tmp_path, content)
+
+
+def _compare(folder: Path, content: bytes) -> None:
+    if b"\n" in content or not content.strip():
+        return
+    try:
+        wanted = json.loads(content + b"\n")
+    except UnicodeDecodeError:
+        wanted = "invalid UTF-8"
+    except (ValueError, RecursionError):
+        wanted = "not JSON"
+    else:
+        wanted = wanted if isinstance(wanted, dict) else "not a JSON object"
+    row = read_one(folder, content)
+    assert repr(row.values if isinstance(row, Row) else row.reason) == repr(wanted)  # repr: 1 is not 1.0, NaN is NaN
+
+
+def test_what_meta_holds_reads_as_it_stood_in_the_row(tmp_path: Path) -> None:
+    extra = {"big": 2**70, "deep": [[{"x": 1.5}]], "words": "é水😀\x00", "b": None, "a": {"z": 1, "y": [True]}}
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(line(id="1", **extra) + line(id="2", x=[0.1, 1e16, -0.0]) + b'{"text": "x", "n": NaN}\n')
+    documents, _ = ingest(tmp_path, path)
+    assert json.loads(documents[0]["meta"]) == {**extra, "score": 3}
+    assert list(json.loads(documents[0]["meta"])) == sorted([*extra, "score"])
+    assert json.loads(documents[1]["meta"]) == {"score": 3, "x": [0.1, 1e16, -0.0]}
+    assert documents[2]["meta"] == '{"n":null}' and documents[2]["id"] == "a.jsonl:3"
+
+
+def test_fields_of_objects_and_structs_and_a_source_for_rows_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps(row)
+            for row in [
+                {"content": {"text": "one", "n": 1}, "key": {"id": 7}}, {"content": {"text": "two"}, "key": {}},
+                {"content.text": "three", "content": 5}, {"content": "four"}, {"content": {"text": None}},
+                {"content": {"text": "five"}, "source": "books"},
+            ]
+        )
+    )  # fmt: skip
+    rows = [{"content": {"text": "six", "n": 2}, "key": {"id": "x"}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    documents, quarantine = ingest(tmp_path, tmp_path, text_field="content.text", id_field="key.id", source="web")
+    assert [row["text"] for row in documents] == ["one", "two", "three", "five", "six"]
+    assert [row["id"] for row in documents] == ["7", "a.jsonl:2", "a.jsonl:3", "a.jsonl:6", "x"]
+    assert [row["source"] for row in documents] == ["web", "web", "web", "books", "web"]
+    metas = [row["meta"] and json.loads(row["meta"]) for row in documents]
+    assert metas == [{"content": {"n": 1}}, {"key": {}}, {"content": 5}, None, {"content": {"n": 2}}]
+    assert [(told["row"], told["reason"]) for told in quarantine] == [(4, "no text"), (5, "no text")]
+    _, quarantine = ingest(tmp_path / "again", tmp_path / "b.parquet", text_field="content.body")
+    assert quarantine[0]["reason"] == "wrong columns"
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for wrong in ({"rows_per_partition": 0}, {"piece_bytes": 0}, {"max_line_bytes": -1}, {"source": "no source"}):
+        with pytest.raises(UsageError, match=rf"ingest\.{next(iter(wrong))}"):
+            IngestConfig(**wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"page\.max_seconds"):
+        PageConfig(max_seconds=0)
+
+
+def test_the_page_on_ingest_tells_every_setting_reason_and_kind() -> None:
+    root = Path(__file__).parents[2]
+    told = (root / "docs" / "ingest.md").read_text()
+    for config, prefix in ((IngestConfig, "--ingest."), (PageConfig, "--ingest.page.")):
+        for field in dataclasses.fields(config):
+            assert field.name == "page" or f"`{prefix}{field.name.replace('_', '-')}`" in told, field.name
+    code = "".join(path.read_text() for path in (root / "packages/datapipe/src/gristmill/datapipe/ingest").glob("*.py"))
+    reasons = set(re.findall(r'Bad\([\w.]+(?: \+ \w+)?, "([^"]+)"', code))
+    assert len(reasons) > 12
+    for reason in reasons | {NO_TEXT, CUT_OFF, CRASHED, SLOW}:
+        assert f"`{reason}`" in told, reason
+    assert all(f"`{suffix}`" in told for suffix in SUFFIXES)

@@ -13,6 +13,6 @@ SCHEMA = pa.schema(
         pa.field("created", pa.string()),
         pa.field("meta", pa.string()),  # everything else that the input row held, as JSON
         pa.field("file", pa.string(), nullable=False),  # provenance: the input file ...
-        pa.field("row", pa.int64(), nullable=False),  # ... and its line (from 1) or Parquet row (from 0)
+        pa.field("row", pa.int64(), nullable=False),  # ... and its line (from 1), Parquet row (from 0) or WARC offset
     ]
 )

@@ -1,26 +1,31 @@
 """Input files into partitions of documents. What cannot be a document goes to quarantine with file, row and reason.
 
-Each input file is one piece of work; it becomes as many partitions as its rows ask for.
+Each input file is one piece of work, a large one several; a piece becomes as many partitions as its rows ask for.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import json
 import re
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from gristmill.base.errors import GristmillError
-from gristmill.base.files import atomic_path, sha256_file
-from gristmill.datapipe.document import SCHEMA
-from gristmill.datapipe.ingest.inputs import InputFile, discover
-from gristmill.datapipe.ingest.readers import Bad, Row, read_rows
+from gristmill.base.config import check_range
+from gristmill.base.errors import GristmillError, UsageError
+from gristmill.base.files import atomic_path, fingerprint, read_json, write_json
+from gristmill.datapipe.ingest.documents import Documents, Partitions
+from gristmill.datapipe.ingest.inputs import InputFile, check_inputs, discover
+from gristmill.datapipe.ingest.main_text import DISTRIBUTIONS, check_installed
+from gristmill.datapipe.ingest.readers import Bad, read_rows
+from gristmill.datapipe.ingest.splitting import Piece, Range, Seen, pieces, ranges
+from gristmill.datapipe.ingest.storage import unchanged
+from gristmill.datapipe.ingest.warc import PageConfig, is_warc
 from gristmill.datapipe.workflow.ledger import Entry
 from gristmill.datapipe.workflow.stage import Resources
 from gristmill.shards.manifest import NAME_PATTERN
@@ -31,33 +36,74 @@ __all__ = ["Ingest", "IngestConfig", "IngestJob", "InputFile"]
 @dataclass(frozen=True)
 class IngestConfig:
     text_field: str = "text"
+    """A field, or a.b for the field b of the object (or struct) a; so for the other two."""
     id_field: str = "id"
     source_field: str = "source"
-    """Where a row has no such field, its source is the input file's name up to the first dot."""
+    source: str = ""
+    """The source of rows that have no such field. Empty: the input file's name up to the first dot."""
     sources: tuple[str, ...] = ()
     """Only documents of these sources; empty means all."""
     rows_per_partition: int = 4096
     bytes_per_partition: int = 32 * 2**20
     max_line_bytes: int = 32 * 2**20
+    piece_bytes: int = 256 * 2**20
+    """A file of JSON lines that is not compressed, or of Parquet, is read in pieces of about this size at once."""
+    page: PageConfig = field(default_factory=PageConfig)
+
+    def __post_init__(self) -> None:
+        check_range("ingest.rows_per_partition", self.rows_per_partition, 1)
+        check_range("ingest.bytes_per_partition", self.bytes_per_partition, 1, 2**30)
+        check_range("ingest.max_line_bytes", self.max_line_bytes, 1, 2**30)
+        check_range("ingest.piece_bytes", self.piece_bytes, 1, 2**50)
+        if self.source and not re.fullmatch(NAME_PATTERN, self.source):
+            raise UsageError(f"ingest.source: {self.source!r}: use letters, digits, '.', '_' and '-' only")
 
 
 @dataclass(frozen=True)
 class Ingest:
+    """Raises UsageError where an input's URL holds a secret."""
+
     inputs: tuple[str, ...]
     config: IngestConfig = field(default_factory=IngestConfig)
     max_bad_fraction: float = 0.01
     resources: Resources = Resources()
 
     name: ClassVar[str] = "documents"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     dependencies: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        check_inputs(self.inputs)
+
     def discover(self, run: Path) -> list[InputFile]:
-        files = discover(self.inputs)
-        inside = [file.name for file in files if file.path.is_relative_to(run.resolve())]
-        if inside:
-            raise GristmillError(f"input {inside[0]} lies in the run folder {run}: give the run its own --output")
+        files, inside = discover(self.inputs), run.resolve()
+        found = [file.name for file in files if isinstance(file.path, Path) and file.path.is_relative_to(inside)]
+        if found:
+            raise GristmillError(f"input {found[0]} lies in the run folder {run}: give the run its own --output")
+        if any(is_warc(file.name) for file in files):
+            check_installed()
         return files
+
+    def ranges(self, files: Sequence[InputFile]) -> list[Range]:
+        """What must be looked at before the pieces are known."""
+        return [part for file in files for part in ranges(file, self.config.piece_bytes)]
+
+    def pieces(self, files: Sequence[InputFile], seen: Seen) -> list[Piece]:
+        """The pieces of work, in row order, each with the fingerprint of all that its documents depend on."""
+        return [
+            replace(piece, fingerprint=self._fingerprint(piece))
+            for file in files
+            for piece in pieces(file, self.config.piece_bytes, seen.of(ranges(file, self.config.piece_bytes)))
+        ]
+
+    def _fingerprint(self, piece: Piece) -> str:
+        libraries = _versions() if is_warc(piece.file.name) else []
+        return fingerprint([self.version, self.config, piece.file.name, piece.content, libraries])
+
+
+@functools.cache
+def _versions() -> list[str]:
+    return [importlib.metadata.version(library) for library in DISTRIBUTIONS]
 
 
 @dataclass
@@ -71,87 +117,48 @@ class IngestJob:
     def setup(self) -> None:
         pass
 
-    def __call__(self, file: InputFile) -> dict[str, Any]:
-        started = time.monotonic()
-        parts = _Partitions(self.documents, file.key, self.config)
+    def __call__(self, piece: Piece) -> dict[str, Any]:
+        started, config, file = time.monotonic(), self.config, piece.file
+        id_field = "id" if is_warc(file.name) else config.id_field
+        made = Documents(file.name, config.text_field, id_field, config.source_field, config.source, config.sources)
+        parts = Partitions(self.documents, piece.key, config.rows_per_partition, config.bytes_per_partition)
         reasons: Counter[str] = Counter()
         with (
-            atomic_path(self.quarantine / f"{file.key}.jsonl") as temporary,
-            temporary.open("w", encoding="utf-8") as bad,
+            unchanged(file.path, file.stamp),
+            atomic_path(self.quarantine / f"{piece.key}.jsonl") as temporary,
+            temporary.open("w", encoding="utf-8") as quarantine,
         ):
-            for row in read_rows(file.path, file.name, self.config.text_field, self.config.max_line_bytes):
-                document = row if isinstance(row, Bad) else _document(row, file, self.config)
+            rows = read_rows(file.path, file.name, config.text_field, config.max_line_bytes, piece.span, config.page)
+            for row in rows:
+                document = row if isinstance(row, Bad) else made.document(row)
                 if isinstance(document, Bad):
                     reasons[document.reason] += document.rows
                     record = {"file": file.name, "row": document.number, "reason": document.reason}
                     record |= {"detail": document.detail, "sample": document.sample, "rows": document.rows}
-                    bad.write(json.dumps(record, ensure_ascii=True) + "\n")
+                    quarantine.write(json.dumps(record, ensure_ascii=True) + "\n")
                 elif document is not None:
                     parts.add(document)
         parts.close()
-        rows = sum(part["rows"] for part in parts.written)
+        documents = sum(part["rows"] for part in parts.written)
         counts = {"parts": parts.written, "quarantined": dict(sorted(reasons.items()))}
-        entry = Entry(file.fingerprint, "", rows, 0, round(time.monotonic() - started, 3), counts)
-        return {"entry": vars(entry), "documents": rows}
+        entry = Entry(piece.fingerprint, "", documents, 0, round(time.monotonic() - started, 3), counts)
+        return {"entry": vars(entry), "documents": documents}
 
 
-class _Partitions:
-    """Collects documents and writes a partition whenever enough rows or bytes have come together."""
-
-    def __init__(self, folder: Path, key: str, config: IngestConfig) -> None:
-        self._folder, self._key, self._config = folder, key, config
-        self._rows: list[tuple[Any, ...]] = []
-        self._bytes = 0
-        self.written: list[dict[str, Any]] = []
-
-    def add(self, document: tuple[Any, ...]) -> None:
-        self._rows.append(document)
-        self._bytes += len(document[1])
-        if len(self._rows) >= self._config.rows_per_partition or self._bytes >= self._config.bytes_per_partition:
-            self.close()
-
-    def close(self) -> None:
-        if not self._rows:
-            return
-        name = f"part-{self._key}-{len(self.written):05d}.parquet"
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), SCHEMA)]
-        path = self._folder / name
-        with atomic_path(path) as temporary:
-            pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), temporary, compression="zstd")
-        self.written.append(
-            {"name": name, "sha256": sha256_file(path), "rows": len(self._rows), "bytes": path.stat().st_size}
-        )
-        self._rows, self._bytes = [], 0
-
-
-def _document(row: Row, file: InputFile, config: IngestConfig) -> tuple[Any, ...] | Bad | None:
-    """The columns of SCHEMA; Bad where the row is no document; None where its source was not asked for."""
-    values = dict(row.values)
-    if config.text_field not in values:
-        return Bad(row.number, "no text", f"no field {config.text_field!r}; fields: {', '.join(sorted(values))[:500]}")
-    text = values.pop(config.text_field)
-    if not isinstance(text, str):
-        return Bad(row.number, "no text", f"field {config.text_field!r} is {type(text).__name__}, not a string")
-    if not text.strip():
-        return Bad(row.number, "empty document")
-    default_source = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file.name).name.split(".", 1)[0]).strip("-_") or "unknown"
-    source = str(values.pop(config.source_field, None) or default_source)
-    if not re.fullmatch(NAME_PATTERN, source):
-        return Bad(row.number, "bad source name", f"{source[:100]!r}: use letters, digits, '.', '_' and '-' only")
-    if config.sources and source not in config.sources:
-        return None
-    given_id = values.pop(config.id_field, None)
-    identity = str(given_id) if given_id not in (None, "") else f"{file.name}:{row.number}"
-    url, created = (_string(values.pop(name, None)) for name in ("url", "created"))
-    try:
-        meta = json.dumps(values, ensure_ascii=False, sort_keys=True, default=str) if values else None
-        for part in (text, identity, source, url, created, meta):
-            if part is not None:
-                part.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return Bad(row.number, "invalid Unicode", f"a lone surrogate at character {error.start}")
-    return (identity, text, source, url, created, meta, file.name, row.number)
-
-
-def _string(value: Any) -> str | None:
-    return None if value is None else str(value)
+def write_inputs(path: Path, pieces: Sequence[Piece], entries: Sequence[Entry]) -> None:
+    """RUN/inputs.json: every input file with its size, what its content was told by, and what came of it."""
+    files: dict[str, dict[str, Any]] = {}
+    for piece, entry in zip(pieces, entries, strict=True):
+        told = files.setdefault(
+            piece.file.name,
+            {
+                "file": piece.file.name, "bytes": piece.file.size, "content": piece.content[0], "pieces": 0,
+                "documents": 0, "quarantined": 0,
+            },
+        )  # fmt: skip
+        told["pieces"] += 1
+        told["documents"] += entry.rows
+        told["quarantined"] += sum(entry.counts["quarantined"].values())
+    written = list(files.values())
+    if not path.exists() or read_json(path) != written:
+        write_json(path, written)
