@@ -17,6 +17,9 @@ from gristmill.datapipe.pack import Pack, PackConfig, Publish
 from gristmill.datapipe.policy_file import load_policy
 from gristmill.datapipe.select import Select
 from gristmill.datapipe.stages.tokens import CopyTokenizer, Tokenise, TokenizerConfig, TrainTokenizer
+from gristmill.datapipe.workflow.options import RunOptions
+from gristmill.datapipe.workflow.plan import table
+from gristmill.datapipe.workflow.runner import Runner
 from gristmill.datapipe.workflow.stage import Node
 from gristmill.scorer.calibration import CalibrationConfig
 from gristmill.scorer.rubric import load_rubric
@@ -29,9 +32,10 @@ HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class PipelineConfig(DuplicateConfigs, ModelConfigs):
+class PipelineConfig(DuplicateConfigs, ModelConfigs, RunOptions):
     input: tuple[str, ...] = ()
-    """Files, folders or globs of JSONL(.gz, .zst) and Parquet, or hf://datasets/ORG/NAME[@REVISION]/PATTERN."""
+    """Files, folders or globs of JSONL(.gz, .zst), Parquet and WARC(.gz), on disk or in a store (s3://...), or
+    hf://datasets/ORG/NAME[@REVISION]/PATTERN; see docs/ingest.md."""
     output: Path = Path("runs/filter_olmo3")
     """The run folder. The same command on the same folder goes on from where it was."""
     sources: tuple[str, ...] = ()
@@ -71,7 +75,9 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
         UsageError: the policy asks for scores and there is no oracle, or there is an oracle without a backbone.
     """
     if not config.input:
-        raise UsageError("--input is missing: files, folders, globs, or hf://datasets/ORG/NAME/PATTERN")
+        raise UsageError(
+            "--input is missing: files, folders, globs, s3://BUCKET/PATTERN or hf://datasets/ORG/NAME/PATTERN"
+        )
     default = "olmo3_scored.toml" if config.oracle else "olmo3.toml"
     policy = load_policy(config.policy or HERE / "policies" / default)
     scored = "scores" in policy.annotations()
@@ -117,6 +123,16 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
         Publish("shards_filtered", _place(config.publish)),
     ]
     return ingest, nodes
+
+
+def run(options: RunOptions, folder: Path, ingest: Ingest, nodes: list[Node], name: str, workers: int) -> bool:
+    """Do what is missing or stale; with --plan only say what that is. Returns whether it was done."""
+    runner = Runner(folder, ingest, nodes, name=name, workers=workers, options=options)
+    if options.plan:
+        print("\n".join(table(runner.plan(), workers)))
+        return False
+    runner.run()
+    return True
 
 
 def _with_sources(config: PipelineConfig) -> IngestConfig:

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import demo_inputs
-from dag import HERE, PipelineConfig, build, report
+from dag import HERE, PipelineConfig, build, report, run
 from demo_models import smollm2
 from gristmill.base import cli
 from gristmill.base.files import read_json, sha256_file
@@ -27,7 +27,7 @@ from gristmill.datapipe.ingest.ingest import IngestConfig
 from gristmill.datapipe.pack import Pack, PackConfig
 from gristmill.datapipe.perplexity import train as perplexity
 from gristmill.datapipe.stages.tokens import Tokenise, TokenizerConfig
-from gristmill.datapipe.workflow.runner import Runner
+from gristmill.datapipe.workflow.options import RunOptions
 from gristmill.scorer.calibration import CalibrationConfig
 from gristmill.scorer.training import TrainConfig as HeadsConfig
 from gristmill.trainer.config import BatchConfig, TrainConfig
@@ -36,7 +36,7 @@ from nodes import Compare, SampleConfig, Train
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(RunOptions):
     output: Path = Path("runs/demo")
     """The run folder; the gathered text goes beside it."""
     quick: bool = False
@@ -70,7 +70,8 @@ def main(arguments: list[str]) -> int:
         Train("raw", "shards_raw", "shards_raw", training, mixture),
         Compare("train_filtered", "train_raw", "shards_filtered"),
     ]
-    Runner(config.output, ingest, nodes, name="demo", workers=config.workers).run()
+    if not run(config, config.output, ingest, nodes, "demo", config.workers):
+        return 0
     page = report(config.output)
     print("\n".join(findings(config.output, page, time.monotonic() - started)))
     return 0

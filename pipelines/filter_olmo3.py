@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import sys
 
-from dag import PipelineConfig, build, report
+from dag import PipelineConfig, build, report, run
 from gristmill.base import cli
 
 
 def main(arguments: list[str]) -> int:
     config = cli.parse_config(PipelineConfig, arguments, "filter_olmo3.py", __doc__ or "")
     ingest, nodes = build(config)
-    from gristmill.datapipe.workflow.runner import Runner
-
-    Runner(config.output, ingest, nodes, name="filter_olmo3", workers=config.workers).run()
-    report(config.output)
+    if run(config, config.output, ingest, nodes, "filter_olmo3", config.workers):
+        report(config.output)
     return 0
 
 

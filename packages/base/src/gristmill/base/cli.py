@@ -28,6 +28,8 @@ T = TypeVar("T")
 Command = Callable[[list[str]], int | None]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """A flag that may be given more than once."""
+From = Annotated[str, tyro.conf.arg(name="from")]
+"""A flag whose name is a keyword of Python."""
 MOST_TOKENS = 2**62  # sums of a few such numbers still fit 64 bits
 SCALES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from gristmill.base.files import fingerprint
 from gristmill.datapipe.workflow.buckets import Ranges
 from gristmill.datapipe.workflow.ledger import Ledger
@@ -127,4 +129,16 @@ def output_of(ledger: Ledger, node: Node, keys: Mapping[str, str], folder: Path)
     entries = {piece: ledger.read(node.name, piece) for piece in keys}
     parts = {piece: entry.sha256 for piece, entry in entries.items() if entry is not None}
     rows = {piece: entry.rows for piece, entry in entries.items() if entry is not None}
+    return output_by(folder, parts, rows)
+
+
+def output_by(folder: Path, parts: dict[str, str], rows: dict[str, int]) -> Output:
     return Output(folder, fingerprint(parts), parts, rows)
+
+
+def step_output(ledger: Ledger, step: Step, folder: Path) -> Output:
+    """What a step that is done has made."""
+    entry = ledger.read(step.name, WHOLE)
+    assert entry is not None, "the ledger entry of a step that is done"
+    parts = {path.name: ledger.file_sha256(path) for path in sorted(folder.glob("part-*.parquet"))}
+    return Output(folder, entry.sha256, parts, {part: pq.read_metadata(folder / part).num_rows for part in parts})

@@ -54,6 +54,10 @@ class Ledger:
         """Before a piece is made anew: were it killed between output and entry, an old entry must not vouch for it."""
         self._path(node, piece).unlink(missing_ok=True)
 
+    def pieces(self, node: str) -> list[str]:
+        """Of which the ledger knows anything."""
+        return sorted(path.name.removesuffix(".json") for path in (self._root / node).glob("[!.]*.json"))
+
     def write_outputs(self, folders: dict[str, str]) -> None:
         """Which folder each node's entries speak of; for `datapipe verify`, which knows no pipeline."""
         write_json(self._root / "outputs.json", folders)

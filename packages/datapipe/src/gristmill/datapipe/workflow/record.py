@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gristmill.base.files import read_json, write_json
+from gristmill.base.files import canonical_json, read_json, write_json
+from gristmill.datapipe.workflow.stage import Shuffle, Stage, Step
 
 FORMAT = "gristmill.run/1"
 RECORDED_LIBRARIES = ("gristmill-datapipe", "numpy", "pyarrow", "ray", "numba", "tokenizers", "torch", "transformers")
 WRITE_INTERVAL_SECONDS = 1.0
+
+
+KINDS: dict[type, str] = {Stage: "stage", Shuffle: "shuffle", Step: "step"}
+
+
+def kind_of(node: object) -> str:
+    return next((word for kind, word in KINDS.items() if isinstance(node, kind)), "ingest")
+
+
+def plain_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a node its outputs depend on, as JSON holds it."""
+    return json.loads(canonical_json(identity))
 
 
 @dataclass
@@ -25,6 +40,8 @@ class NodeRecord:
     name: str
     kind: str
     requires: list[str]
+    identity: dict[str, Any] | None = None
+    """Version, settings, model files and libraries, as of the run that last finished it."""
     status: str = "pending"
     partitions: int = 0
     partitions_done: int = 0
@@ -58,7 +75,7 @@ class RunRecord:
         """Register a node; what an earlier run learned of it (seconds, counts) stands until this run learns better."""
         known = self._earlier.get(record.name)
         if known:
-            record.seconds, record.counts = known["seconds"], known["counts"]
+            record.seconds, record.counts, record.identity = known["seconds"], known["counts"], known.get("identity")
         self.nodes[record.name] = record
         return record
 

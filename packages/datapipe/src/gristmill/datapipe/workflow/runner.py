@@ -16,11 +16,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from gristmill.base.errors import GristmillError, PartialError
 from gristmill.base.files import fingerprint
-from gristmill.datapipe.ingest.ingest import Ingest, IngestJob, InputFile
+from gristmill.datapipe.ingest.ingest import Ingest, IngestJob, write_inputs
+from gristmill.datapipe.ingest.reuse import is_read, rename
+from gristmill.datapipe.ingest.splitting import LookJob, Range, Seen
+from gristmill.datapipe.ingest.warc import NO_TEXT
 from gristmill.datapipe.workflow.display import Display
 from gristmill.datapipe.workflow.executor import Executor, start
 from gristmill.datapipe.workflow.jobs import GatherJob, ScatterJob, StageJob, StepJob
@@ -34,19 +35,22 @@ from gristmill.datapipe.workflow.keys import (
     shuffle_keys,
     stage_keys,
     step_keys,
+    step_output,
 )
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
 from gristmill.datapipe.workflow.lock import RunLock
-from gristmill.datapipe.workflow.record import NodeRecord, RunRecord
+from gristmill.datapipe.workflow.options import RunOptions
+from gristmill.datapipe.workflow.plan import Planned, plan
+from gristmill.datapipe.workflow.record import NodeRecord, RunRecord, kind_of, plain_identity
 from gristmill.datapipe.workflow.stage import Inputs, Node, Shuffle, Stage, Step
-
-KINDS: dict[type, str] = {Stage: "stage", Shuffle: "shuffle", Step: "step"}
 
 
 class Runner:
     def __init__(
-        self, folder: Path, ingest: Ingest, nodes: Sequence[Node], name: str = "run", workers: int = 2
-    ) -> None:
+        self, folder: Path, ingest: Ingest, nodes: Sequence[Node], name: str = "run", workers: int = 2,
+        options: RunOptions | None = None,
+    ) -> None:  # fmt: skip
+        """Raises UsageError where the options name a node that there is not."""
         self.folder = folder.absolute()  # workers may have another working folder
         self.ingest = ingest
         self.nodes = {node.name: node for node in nodes}
@@ -56,6 +60,13 @@ class Runner:
         self._ran: set[str] = set()
         self._gave_way = False
         _check_dag(ingest, nodes)
+        options = options or RunOptions()
+        self._again, self._chosen = options.again(nodes), options.chosen(nodes)
+
+    def plan(self) -> list[Planned]:
+        """What run() would do. Raises GristmillError where an input or a model file is not there."""
+        nodes = [node for node in self.nodes.values() if node.name in self._chosen]
+        return plan(self.folder, self.ingest, nodes, self._again)
 
     def run(self) -> dict[str, Output]:
         """Bring every node up to date.
@@ -71,13 +82,15 @@ class Runner:
             self._ledger = Ledger(self.folder)
             self._record = RunRecord(self.folder, self.name)
             for node in (self.ingest, *self.nodes.values()):
-                kind = next((word for kind, word in KINDS.items() if isinstance(node, kind)), "ingest")
-                self._record.add(NodeRecord(node.name, kind, list(dict.fromkeys(node.dependencies))))
+                self._record.add(NodeRecord(node.name, kind_of(node), list(dict.fromkeys(node.dependencies))))
             self._record.write()
             self._ledger.write_outputs({"documents": "documents", **{n.name: n.folder for n in self.nodes.values()}})
+            for name in self._again:
+                self._ledger.prune(name, set())
+                self._ledger.prune(f"{name}.scattered", set())
             try:
                 self._run_ingest()
-                self._run_nodes()
+                self._run_nodes({name: node for name, node in self.nodes.items() if name in self._chosen})
             except BaseException as error:
                 self._record.finish("failed" if isinstance(error, Exception) else "interrupted")
                 raise
@@ -96,12 +109,11 @@ class Runner:
 
     # The DAG -----------------------------------------------------------------------------------------------------
 
-    def _run_nodes(self) -> None:
+    def _run_nodes(self, waiting: dict[str, Node]) -> None:
         if not self.workers:  # in the main thread, where a debugger and signal handlers are at home
-            for node in self.nodes.values():
+            for node in waiting.values():
                 self._finish(node, lambda node=node: self._run_node(node))
             return
-        waiting = dict(self.nodes)
         running: dict[Future[Output], Node] = {}
         failures: list[GristmillError] = []
         threads = ThreadPoolExecutor(max_workers=max(1, len(waiting)))
@@ -144,6 +156,7 @@ class Runner:
             output = self._run_step(node)
         else:
             raise TypeError(f"node {node.name!r} is neither a Stage, a Shuffle nor a Step")
+        self._set(node.name, identity=plain_identity(identity(node, self._ledger)), force=False)
         if node.name in self._ran:
             seconds = time.monotonic() - started
             self._set(node.name, status="done", seconds=round(seconds, 2))
@@ -155,33 +168,33 @@ class Runner:
     # Ingest ------------------------------------------------------------------------------------------------------
 
     def _run_ingest(self) -> None:
-        ingest, folder = self.ingest, self.folder / "documents"
+        ingest, folder, started = self.ingest, self.folder / "documents", time.monotonic()
+        self._set(ingest.name, status="running")
         files = ingest.discover(self.folder)
-        pending: list[InputFile] = []
-        for file in files:
-            key = fingerprint([ingest.version, ingest.config, file.name, self._ledger.file_sha256(file.path)])
-            entry = self._ledger.read(ingest.name, file.key)
-            if entry is None or entry.fingerprint != key or not _all_there(folder, entry.counts["parts"]):
-                pending.append(InputFile(file.key, file.name, file.path, key))
-        self._ledger.flush()
-        self._ledger.prune(ingest.name, {file.key for file in files})
-        cached = len(files) - len(pending)
-        self._set(
-            ingest.name, partitions=len(files), partitions_done=cached, partitions_cached=cached, status="running"
-        )
-        started = time.monotonic()
-        for file in pending:
-            self._ledger.forget(ingest.name, file.key)
+        pieces = ingest.pieces(files, self._look_at(ingest.ranges(files)))
+        over = {
+            node.name: node.folder
+            for node in self.nodes.values()
+            if isinstance(node, Stage) and node.over == ingest.name
+        }
+        rename(self.folder, self._ledger, pieces, over)
+        keys = {piece.key for piece in pieces}
+        self._ledger.prune(ingest.name, keys)
+        pending = [piece for piece in pieces if not is_read(self.folder, self._ledger, piece)]
+        total, cached = len(pieces), len(pieces) - len(pending)
+        self._set(ingest.name, partitions=total, partitions_done=cached, partitions_cached=cached)
+        for piece in pending:
+            self._ledger.forget(ingest.name, piece.key)
         if pending:
-            self._display.begin(ingest.name, len(files), cached)
+            self._display.begin(ingest.name, total, cached)
             job = IngestJob(ingest.config, folder, self.folder / "quarantine")
-            self._map(ingest.name, job, pending, ingest, lambda value: value["documents"], len(files), cached)
-        entries = [self._ledger.read(ingest.name, file.key) for file in files]
-        done = [entry for entry in entries if entry is not None]
+            self._map(ingest.name, job, pending, ingest, lambda value: value["documents"], total, cached)
+        done = [entry for piece in pieces if (entry := self._ledger.read(ingest.name, piece.key)) is not None]
         parts = {part["name"]: part["sha256"] for entry in done for part in entry.counts["parts"]}
         rows = {part["name"]: part["rows"] for entry in done for part in entry.counts["parts"]}
         _remove_others(folder, set(parts))
-        _remove_others(self.folder / "quarantine", {f"{file.key}.jsonl" for file in files}, "*.jsonl")
+        _remove_others(self.folder / "quarantine", {f"{key}.jsonl" for key in keys}, "*.jsonl")
+        write_inputs(self.folder / "inputs.json", pieces, done)
         self._count_quarantine(done)
         self.outputs[ingest.name] = Output(folder, fingerprint(parts), parts, rows)
         seconds = round(time.monotonic() - started, 2)
@@ -192,6 +205,28 @@ class Runner:
         else:
             self._set(ingest.name, status="cached", counts=counts)
         self._refuse_too_much_quarantine(counts)
+
+    def _look_at(self, ranges: Sequence[Range]) -> Seen:
+        """Hash inputs, and count the lines of large ones, where that was not done before."""
+        seen, failures = Seen(self.folder / "ledger" / "inputs.json"), []
+        batches = seen.missing(ranges)
+        job: Any = LookJob(f"{self.ingest.name}: look")
+        if len(batches) > 1:
+            self._display.begin(job.name, len(batches), 0)
+        found = self._executor_on_demand().map(job, batches, self.ingest.resources) if batches else ()
+        for done, outcome in enumerate(found, 1):
+            if outcome.error is None:
+                seen.learn(outcome.item, outcome.value)
+            else:
+                failures.append(f"{self.ingest.name}: {outcome.error}")
+            if len(batches) > 1:
+                self._display.advance(job.name, done, len(batches), 0)
+        if len(batches) > 1:
+            self._display.end(job.name, f"{len(batches) - len(failures)} of {len(batches)} done")
+        seen.keep()
+        if failures:
+            raise GristmillError(failures[0] + (f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""))
+        return seen
 
     def _count_quarantine(self, entries: Sequence[Entry]) -> None:
         by_reason: dict[str, int] = {}
@@ -204,7 +239,8 @@ class Runner:
     def _refuse_too_much_quarantine(self, counts: Mapping[str, int]) -> None:
         bad, total = counts["quarantined"], counts["quarantined"] + counts["documents"]
         if not total:
-            raise GristmillError(f"no documents in the {self._record.nodes['documents'].partitions} input files")
+            raise GristmillError("no documents in the input files")
+        bad -= self._record.quarantine["by_reason"].get(NO_TEXT, 0)  # many pages have none: nothing is wrong with them
         if bad / total > self.ingest.max_bad_fraction:
             raise PartialError(
                 f"{bad:,} of {total:,} input rows ({bad / total:.2%}) were quarantined, more than "
@@ -348,11 +384,9 @@ class Runner:
             inputs = Inputs(self._folders(step.requires), parts)
             job = StepJob(step, inputs, work, folder, key)
             self._map(step.name, job, [WHOLE], step, lambda value: 0, 1, 0)
-        entry = self._ledger.read(step.name, WHOLE)
-        assert entry is not None, "the ledger entry of a step that is done"
-        self._set(step.name, counts=entry.counts)
-        parts = {path.name: self._ledger.file_sha256(path) for path in sorted(folder.glob("part-*.parquet"))}
-        return Output(folder, entry.sha256, parts, {part: pq.read_metadata(folder / part).num_rows for part in parts})
+        if entry := self._ledger.read(step.name, WHOLE):
+            self._set(step.name, counts=entry.counts)
+        return step_output(self._ledger, step, folder)
 
     # Small things ------------------------------------------------------------------------------------------------
 
@@ -378,12 +412,6 @@ def _check_dag(ingest: Ingest, nodes: Sequence[Node]) -> None:
         if node.name in known:
             raise GristmillError(f"two nodes are named {node.name!r}")
         known.add(node.name)
-
-
-def _all_there(folder: Path, parts: Sequence[Mapping[str, Any]]) -> bool:
-    return all(
-        (folder / part["name"]).exists() and (folder / part["name"]).stat().st_size == part["bytes"] for part in parts
-    )
 
 
 def _remove_others(folder: Path, keep: set[str], pattern: str = "part-*.parquet") -> None:
