@@ -101,6 +101,7 @@ def test_a_second_run_does_nothing_and_a_new_document_does_all_buckets(tmp_path:
     assert run(tmp_path / "run", [*texts, "bee"]) == expected([*texts, "bee"])
     record = {node["name"]: node for node in json.loads((tmp_path / "run" / "run.json").read_text())["nodes"]}
     assert record["words"]["kind"] == "shuffle" and record["words"]["counts"] == {"rows": 5}
+    assert record["words"]["partitions"] == record["words"]["partitions_done"] == 5  # two to scatter, three to gather
 
 
 def test_after_a_failure_only_what_is_missing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

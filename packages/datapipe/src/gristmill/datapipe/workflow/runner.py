@@ -315,6 +315,7 @@ class Runner:
                 keys.onto,
             )  # fmt: skip
             total = parts + len(pieces)
+            self._set(name, partitions=total, partitions_cached=total - len(to_scatter) - len(to_gather))
             self._pieces(shuffle, gather, to_gather, total, total - len(to_gather))
         self._ledger.prune(scatter_ledger, set(keys.scatter))
         shutil.rmtree(scattered, ignore_errors=True)
