@@ -161,10 +161,39 @@ def test_what_is_not_as_a_former_node_left_it_stays_and_is_told(run: Path) -> No
     assert tree(run) == {path: data for path, data in before.items() if not path.startswith("ledger/extra/")}
 
 
-def test_a_former_stage_that_was_stopped_half_way_goes_too(run: Path) -> None:
+def test_a_former_stage_of_which_one_part_is_not_known_stays(run: Path) -> None:
     (run / "ledger" / "extra" / "part-00000-00001.parquet.json").unlink()  # it was being made anew
     make(run)
-    assert "annotations/extra" in freed(gc(run))
+    swept = gc(run)
+    assert "annotations/extra" not in freed(swept) and [item.path for item in swept.kept] == ["annotations/extra"]
+
+
+@pytest.mark.parametrize(
+    "place", ["annotations/extra/.notes", "annotations/extra/part-mine.parquet", "totals/b/.git/x"]
+)
+def test_what_somebody_put_into_a_former_output_keeps_it(run: Path, place: str) -> None:
+    make(run)
+    (run / place).parent.mkdir(exist_ok=True)
+    (run / place).write_text("mine")
+    swept = gc(run)
+    assert (run / place).read_text() == "mine"
+    assert any(place.startswith(item.path) for item in swept.kept)
+
+
+def test_folders_named_like_a_former_node_are_nobodys_business(run: Path) -> None:
+    mine = run / "training" / "extra" / "part-of-my-data.parquet"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    make(run)
+    gc(run)
+    assert mine.read_text() == "mine"
+
+
+def test_one_part_that_was_overwritten_keeps_all(run: Path) -> None:
+    part = sorted((run / "annotations" / "extra").iterdir())[-1]
+    part.write_bytes(b"x" * part.stat().st_size)
+    make(run)
+    assert "annotations/extra" not in freed(gc(run)) and part.exists()
 
 
 def test_half_written_files_of_dead_processes_go(run: Path) -> None:

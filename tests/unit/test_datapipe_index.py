@@ -309,3 +309,31 @@ def test_band_keys_of_an_index_are_sorted_with_their_entries(tmp_path: Path) -> 
         entries = np.load(tmp_path / "index" / f"band-{band:02d}.entries.npy")
         order = np.lexsort((np.arange(80), keys[:, band]))
         assert (stored == keys[order, band]).all() and (entries == order).all()
+
+
+def test_damaged_ids_are_refused_by_name(tmp_path: Path) -> None:
+    run, _signature, _identity = random_run(tmp_path / "run", 5, 3)
+    build([run], tmp_path / "index")
+    path = tmp_path / "index" / "ids.arrow"
+    data = bytearray(path.read_bytes())
+    first = SignatureIndex.open(tmp_path / "index").ids(np.arange(5))
+    at = data.index("".join(first.to_pylist()).encode())
+    data[at] = 0xFF  # is in no UTF-8
+    path.write_bytes(data)
+    index = SignatureIndex.open(tmp_path / "index")
+    with pytest.raises(DataError, match=r"ids\.arrow: damaged"):
+        index.ids(np.arange(5))
+
+
+def test_a_link_and_a_folder_of_others_are_not_replaced(tmp_path: Path) -> None:
+    run, _signature, _identity = random_run(tmp_path / "run", 5, 3)
+    build([run], tmp_path / "index")
+    (tmp_path / "link").symlink_to(tmp_path / "index")
+    with pytest.raises(UsageError, match="is a link"):
+        build([run], tmp_path / "link", replace=True)
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other" / "index.json", {"files": ["notes.txt"]})
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds what is of no index"):
+        build([run], tmp_path / "other", replace=True)
+    assert (tmp_path / "other" / "notes.txt").read_text() == "mine"

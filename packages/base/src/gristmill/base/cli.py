@@ -106,6 +106,9 @@ def guarded(name: str, action: Callable[[], int | None]) -> int:
     except GristmillError as error:
         print(f"{name}: {shown(error)}", file=sys.stderr)  # it may name what a file from elsewhere holds
         return error.exit_code
+    except PermissionError as error:
+        print(f"{name}: {shown(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

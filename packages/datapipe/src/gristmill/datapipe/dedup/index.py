@@ -19,6 +19,7 @@ All is memory-mapped. datasketch reads the signatures as its own, for whatever i
 from __future__ import annotations
 
 import json
+import tokenize
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -137,7 +138,8 @@ class SignatureIndex:
                 if check and sha256_file(path) != file["sha256"]:
                     raise DataError(f"{path}: not what index.json vouches for; make or fetch the index again")
             return cls(folder, about)
-        except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError, pa.ArrowException) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError,
+                pa.ArrowException) as error:  # fmt: skip
             raise DataError(f"{folder}: a broken index ({error!r}); make or fetch it again") from None
 
     def __len__(self) -> int:
@@ -193,7 +195,10 @@ class SignatureIndex:
         found, places = [pa.array([], pa.large_string())], [np.zeros(0, np.int64)]
         for number in np.unique(chunk):
             if number not in self._sound:  # its offsets may lead anywhere: they come from a file
-                self._ids[number].validate(full=True)
+                try:
+                    self._ids[number].validate(full=True)
+                except pa.ArrowException as error:
+                    raise DataError(f"{self.folder / 'ids.arrow'}: damaged ({error}); fetch the index again") from None
                 self._sound.add(int(number))
             here = np.flatnonzero(chunk == number)
             found.append(self._ids[number].take(pa.array(entries[here] - self._id_starts[number])))

@@ -114,6 +114,8 @@ def build(
 
 
 def _check_place(output: Path, extend: Path | None, replace: bool) -> None:
+    if output.is_symlink():
+        raise UsageError(f"{output} is a link; give --output the folder that it leads to, or another")
     if not output.exists():
         return
     if extend is not None and output.resolve() == extend.resolve():
@@ -122,7 +124,8 @@ def _check_place(output: Path, extend: Path | None, replace: bool) -> None:
         raise UsageError(f"{output} exists; give another --output, or --replace")
     held = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
     about = read_json(output / "index.json") if "index.json" in held else {}
-    if held - {"index.json", *about.get("files", ())}:
+    ours = isinstance(about, dict) and about.get("format") == FORMAT
+    if held and (not ours or held - {"index.json", *about["files"]}):
         raise UsageError(f"{output} holds what is of no index, and is not replaced; give another --output")
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gristmill.base.errors import GristmillError, UsageError
-from gristmill.base.files import read_json, sha256_folder
+from gristmill.base.files import read_json, sha256_file, sha256_folder
 from gristmill.base.terminal import shown
 from gristmill.datapipe.workflow.ledger import Ledger
 from gristmill.datapipe.workflow.lock import RunLock
@@ -60,10 +60,7 @@ class _Run:
     kinds: dict[str, str]
     status: dict[str, str]
     folders: dict[str, str]
-
-    @property
-    def names(self) -> set[str]:
-        return {*self.status, *self.folders}
+    former: dict[str, str]
 
     def inside(self, relative: str) -> Path | None:
         """The folder of that name within the run; None where there is none, or a link or `..` leads elsewhere."""
@@ -143,7 +140,9 @@ def _read(run: Path, root: Path) -> _Run:
         raise GristmillError(f"{run}: run.json is not of a pipeline's run ({FORMAT}); nothing was removed")
     nodes = record["nodes"]
     kinds, status = ({node["name"]: node[key] for node in nodes} for key in ("kind", "status"))
-    return _Run(root, kinds, status, read_json(root / "ledger" / "outputs.json"))
+    former = root / "ledger" / "former.json"
+    listed = read_json(root / "ledger" / "outputs.json"), read_json(former) if former.exists() else {}
+    return _Run(root, kinds, status, *listed)
 
 
 def _finds(run: _Run, shuffles: bool) -> Iterator[_Found]:
@@ -192,44 +191,43 @@ def _work(run: _Run) -> Iterator[_Found]:
 
 
 def _former(run: _Run) -> Iterator[_Found]:
-    """Outputs and ledger entries of nodes that the last run had not. The ledger has no folder of theirs: it is the one
-    of the node's name (shards_raw: shards/raw) that holds what the entries say; where none does, nothing is touched."""
-    ledgers: dict[str, list[Path]] = {}
-    ledger = run.inside("ledger")
-    for path in _folders(ledger) if ledger else []:
-        name = path.name.removesuffix(".scattered")
-        if path.name not in run.names and name not in run.names:
-            ledgers.setdefault(name, []).append(path)
+    """Outputs and ledger entries of nodes that earlier runs had and the last had not, where the ledger vouches for all
+    that is in the folder."""
     outputs = [run.root / folder for folder in run.folders.values()]
-    tops = [path for path in _folders(run.root) if path.name not in NOT_OUTPUTS and not path.name.startswith(".")]
-    free = [
-        path
-        for path in [*tops, *(below for path in tops for below in _folders(path))]
-        if not any(path.is_relative_to(output) or output.is_relative_to(path) for output in outputs)
-    ]
-    for name, entries in ledgers.items():
-        fitting = [path for path in free if name == path.name or name.endswith(f"_{path.name}")]
-        vouched = [path for path in fitting if _vouched(run, name, path)]
-        if len(vouched) == 1:
-            yield _Found(vouched[0], f"no node {name} any more")
-        elif fitting:
-            for path in fitting:
-                yield _Found(path, f"no node {name} any more, but it is not as that node left it", keep=True)
-            continue
-        for path in entries:
-            yield _Found(path, f"no node {name} any more")
+    ledger = run.inside("ledger")
+    for name, relative in run.former.items():
+        folder = run.inside(relative)
+        if folder and any(folder.is_relative_to(output) or output.is_relative_to(folder) for output in outputs):
+            continue  # another node writes there now
+        entries = {f"{name}.scattered"}
+        if folder and not _vouched(run, name, folder):
+            yield _Found(folder, f"no node {name} any more, but it is not as that node left it", keep=True)
+        else:
+            entries.add(name)
+            if folder:
+                yield _Found(folder, f"no node {name} any more")
+        for path in _folders(ledger) if ledger else []:
+            if path.name in entries:
+                yield _Found(path, f"no node {name} any more")
 
 
 def _vouched(run: _Run, node: str, folder: Path) -> bool:
-    """Whether the folder holds what the node's ledger entries say, and nothing else."""
+    """Whether the folder holds what the node's ledger entries say, byte for byte, and nothing else."""
     ledger = Ledger(run.root)
+    below = [Path(where, name) for where, folders, files in os.walk(folder) for name in (*folders, *files)]
+    for path in below:
+        half = any(HALF_WRITTEN.fullmatch(part) for part in path.relative_to(folder).parts)
+        if not half and (path.name.startswith(".") or path.is_symlink() or (path.is_dir() and not any(path.iterdir()))):
+            return False  # a hash of the folder would not see it
     if whole := ledger.read(node, "whole"):
         return sha256_folder(folder) == whole.sha256
-    paths = [path for path in folder.iterdir() if not HALF_WRITTEN.fullmatch(path.name)]
-    if not all(PART.fullmatch(path.name) and path.is_file() and not path.is_symlink() for path in paths):
-        return False
-    known = [(entry.bytes, path) for path in paths if (entry := ledger.read(node, path.name))]
-    return not known or any(size == path.stat().st_size for size, path in known)  # none: it was to be made anew
+    for path in folder.iterdir():
+        if HALF_WRITTEN.fullmatch(path.name):
+            continue
+        entry = ledger.read(node, path.name) if PART.fullmatch(path.name) and path.is_file() else None
+        if entry is None or entry.bytes != path.stat().st_size or entry.sha256 != sha256_file(path):
+            return False
+    return True
 
 
 def _intermediate(run: _Run) -> Iterator[_Found]:

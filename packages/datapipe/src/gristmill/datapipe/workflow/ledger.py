@@ -59,8 +59,16 @@ class Ledger:
         return sorted(path.name.removesuffix(".json") for path in (self._root / node).glob("[!.]*.json"))
 
     def write_outputs(self, folders: dict[str, str]) -> None:
-        """Which folder each node's entries speak of; for `datapipe verify`, which knows no pipeline."""
-        write_json(self._root / "outputs.json", folders)
+        """Which folder each node's entries speak of, for who knows no pipeline; and former.json, the same of nodes that
+        earlier runs of this folder had and this one has not."""
+        listing, former = self._root / "outputs.json", self._root / "former.json"
+        earlier = {**self._listed(former), **self._listed(listing)}
+        write_json(former, {name: folder for name, folder in earlier.items() if name not in folders})
+        write_json(listing, folders)
+
+    @staticmethod
+    def _listed(path: Path) -> dict[str, str]:
+        return read_json(path) if path.exists() else {}
 
     def prune(self, node: str, pieces: set[str]) -> None:
         """Forget pieces that the node no longer has (an input file went away)."""

@@ -247,6 +247,8 @@ class Runner:
                 f"--max-bad-fraction {self.ingest.max_bad_fraction:g}; reasons in {self.folder / 'quarantine'}; "
                 "mend the input or raise the limit, and run again: what is done is kept"
             )
+        if not counts["documents"]:
+            raise GristmillError(f"no documents: all {total:,} input rows are in {self.folder / 'quarantine'}")
 
     # Stages ------------------------------------------------------------------------------------------------------
 
