@@ -142,6 +142,27 @@ def test_short_answers_are_met_word_by_word_and_near() -> None:
     assert none["score"] == far["score"] == pytest.approx(0.75 * 0.8 / (1 - 0.2 * 21 / 30))
 
 
+@pytest.mark.parametrize(("asked", "told"), [(40, 20), (60, 1), (60, 60), (110, 40)])
+@pytest.mark.parametrize("copies", [2, 3, 4])
+def test_an_answer_behind_several_copies_of_its_question_makes_the_item_whole(
+    asked: int, told: int, copies: int
+) -> None:
+    question, answer = (" ".join(words(count, seed)) for count, seed in ((asked, 51), (told, 52)))
+    text = f"{' '.join([question] * copies)} {answer}"
+    (found,) = measure(searcher([item(0, question, answer), *OTHERS]), f"{BEFORE} {text} {AFTER}")
+    assert found["score"] == 1.0 and found["item"] == "0"
+    assert found["spans"] == [len(BEFORE) + 1, len(f"{BEFORE} {text}")]
+
+
+@pytest.mark.parametrize("quoted", [6, 10, 20])
+def test_a_question_that_quotes_the_end_of_its_passage_leaves_the_passage_whole(quoted: int) -> None:
+    passage, told = words(100, 61), " ".join(words(4, 62))
+    asked = " ".join([*words(3, 63), *passage[-quoted:], *words(12, 64)])
+    text = f"{' '.join(passage)} {asked} {told}"
+    (found,) = measure(searcher([item(0, asked, told, " ".join(passage)), *OTHERS]), text)
+    assert found["score"] == 1.0 and found["spans"] == [0, len(text)]
+
+
 def test_an_answer_is_looked_for_at_the_first_places_of_its_question() -> None:
     search = searcher([item(0, QUESTION, ANSWER), *OTHERS])
     apart = f"{QUESTION} {BEFORE} "
@@ -168,6 +189,14 @@ def test_a_short_question_needs_its_answer_and_both_whole() -> None:
     )
     assert whole["score"] == 1.0
     assert question["score"] < 0.5 and changed["score"] < 0.8
+
+
+def test_one_phrase_is_not_all_of_an_item_with_few_n_grams() -> None:
+    frame = [" ".join(words(20, seed)) for seed in (71, 72)]
+    items = [item(n, f"{frame[0]} {' '.join(words(1, 2000 + n))}", frame[1]) for n in range(40)]  # one 8-gram each
+    phrase = " ".join(items[5].question.split()[-8:])
+    (found,) = measure(searcher(items), f"{BEFORE} {phrase} {AFTER}")
+    assert found["ngram_8"] == 1 / 8 and found["item"] == "5"
 
 
 def test_boilerplate_of_many_items_is_no_match() -> None:
@@ -252,7 +281,8 @@ def reference_share(items: Sequence[Item], text: str, size: int, common: int) ->
             questions[gram].add(each.question if len(each.question.split()) >= 5 else each.id)
     counted = [{gram for gram in held if len(questions[gram]) <= common} for held in own]
     there = set(grams(text.split(), size))
-    return max((len(held & there) / len(held) for held in counted if held), default=0.0)
+    fewest = 8 if size == 8 else 1
+    return max((len(held & there) / max(fewest, len(held)) for held in counted if held), default=0.0)
 
 
 def reference_score(items: Sequence[Item], text: str) -> float:
@@ -298,9 +328,9 @@ def reference_score(items: Sequence[Item], text: str) -> float:
             if overlap >= 0.5 - 1e-9 and held < 32:
                 held += 1
                 window = 50 if lengths[1] <= 3 else max(100, 2 * lengths[1])
-                told = share(document[behind : behind + window], answers, number, sizes[number])
+                told = share(document[behind : cluster[-1] + 5 + window], answers, number, sizes[number])
                 before = max(0, cluster[0] - max(100, 2 * lengths[2]))
-                near = share(document[before : cluster[0]], passages, number, 5)
+                near = share(document[before : cluster[-1] + 5], passages, number, 5)
             best = max(
                 best, combined(overlap, told, near, len(questions[0][number]), lengths, bool(passages[0][number]))
             )

@@ -88,6 +88,19 @@ def test_matches_come_strongest_first_with_both_texts(run: Path, evals: Path) ->
     assert contamination_report(run, limit=0)["matches"] == []
 
 
+def test_the_text_is_that_of_the_item_where_a_set_repeats_an_id(run: Path, evals: Path) -> None:
+    row = {"id": "mill", "question": QUESTION, "answer": ANSWER}
+    other = {"id": "mill", "question": f"{FILLER[::-1]}", "answer": "none"}
+    (evals / "mills.jsonl").write_text(f"{json.dumps(other)}\n{json.dumps(row)}\n")
+    stage = Contamination(EvalSetsConfig(sets=(str(evals),)))
+    stage.setup({})
+    for number in range(2):
+        documents = pq.read_table(run / "documents" / f"part-{number:05d}.parquet")
+        write(run / "annotations" / "contamination", number, stage.annotate(documents, {}))
+    first = contamination_report(run, locate([str(evals)]))["matches"][0]
+    assert first["item"] == "mill (line 2)" and first["texts"]["question"] == QUESTION
+
+
 def test_terminals_see_no_control_characters_and_indexes_no_text(run: Path, evals: Path) -> None:
     told = "\n".join(lines(contamination_report(run, locate([str(evals)]))))
     assert "5 documents, 1 with a score of 0.8 or more" in told

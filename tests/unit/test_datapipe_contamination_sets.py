@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import pytest
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import canonical_json
 from gristmill.datapipe import cli
-from gristmill.datapipe.contamination.eval_sets import EvalSetsConfig, locate, read_items
+from gristmill.datapipe.contamination import hashed
+from gristmill.datapipe.contamination.eval_sets import EvalSetsConfig, bundled_index, locate, read_items
 from gristmill.datapipe.contamination.fields import FieldNames, item_of
 from gristmill.datapipe.contamination.hashed import HashedSets, read_sets, write_index
 from gristmill.datapipe.contamination.index import build
@@ -48,6 +52,17 @@ def write_set(folder: Path, name: str, *rows: Any) -> Path:
         ({"question": "q", "options": ["x", "y"], "answer": "y"}, "q", "y", ""),
         ({"question": "q", "mc1_targets": {"choices": ["x", "y"], "labels": [0, 1]}}, "q", "y", ""),
         ({"question": "q", "choices": ["x", "y"]}, "q", "x y", ""),
+        ({"question": "q", "options": [], "answer": "forty two"}, "q", "forty two", ""),
+        ({"question": "q", "options": ["", " "], "answer": "forty two"}, "q", "forty two", ""),
+        ({"question": "q", "choices": {"text": [], "label": ["A"]}, "answer": "forty two"}, "q", "forty two", ""),
+        ({"question": "q", "choices": {"text": None}, "options": ["x", "y"], "answer": 1}, "q", "y", ""),
+        ({"question": "q", "mc1_targets": {"choices": [], "labels": [1]}, "best_answer": "a"}, "q", "a", ""),
+        ({"question": "q", "choices": ["", "y"], "label": 0, "answer": None}, "q", "", ""),
+        ({"question": "q", "choices": ["2", "3", "4", "5"], "answer": "3"}, "q", "3", ""),
+        ({"question": "q", "choices": ["2", "3", "4", "5"], "answer": 3}, "q", "5", ""),
+        ({"question": "q", "choices": ["2", "2", "4", "5"], "answer": "2"}, "q", "4", ""),
+        ({"question": "q", "choices": ["B", "A"], "answer": "A"}, "q", "A", ""),
+        ({"question": "q", "choices": {"text": ["2", "1"], "label": ["1", "2"]}, "answerKey": "1"}, "q", "2", ""),
         ({"question": "q", "choices": ["x", "y"], "answer": "Z9"}, "q", "x y", ""),
         ({"question": "q", "context": "p", "answers": {"text": ["a", "b"], "answer_start": [3]}}, "q", "a", "p"),
         ({"question": "q", "answer": {"value": "a", "aliases": ["b"]}}, "q", "a", ""),
@@ -152,6 +167,62 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
         make()
         with pytest.raises(GristmillError, match=r"evals\.parquet: no index of evaluation sets"):
             read_sets([path], NAMES)
+
+
+def test_a_damaged_index_is_refused_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, path, rng = bundled_index().read_bytes(), tmp_path / "evals.parquet", random.Random(4)
+    whole = read_sets([bundled_index()], NAMES).table
+    for size in (1, 64, 4096):
+        for _ in range(8):
+            damaged = bytearray(data)
+            at = rng.randrange(4, len(data) - size - 20_000)
+            damaged[at : at + size] = bytes(size) if size > 1 else bytes([damaged[at] ^ 4])
+            path.write_bytes(damaged)
+            try:  # what stands unread between pages does no harm
+                assert read_sets([path], NAMES).table.equals(whole)
+            except GristmillError as error:
+                assert re.match(
+                    r".*evals\.parquet: (a damaged|no) index of .*; `datapipe index-evals FOLDER", str(error)
+                )
+    monkeypatch.setattr(hashed, "_digest", lambda table: "0")
+    write_index(HashedSets(whole), path)
+    monkeypatch.undo()
+    with pytest.raises(GristmillError, match=r"evals\.parquet: a damaged index of evaluation sets; `datapipe index-"):
+        read_sets([path], NAMES)
+    monkeypatch.setattr(hashed, "bundled_index", lambda: path)
+    for content in (path.read_bytes(), data[: len(data) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(GristmillError, match=r"evals\.parquet: the bundled .* install gristmill-datapipe again"):
+            read_sets([path], NAMES)
+
+
+def test_an_index_of_other_unicode_tables_or_an_older_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, path = read_sets([bundled_index()], NAMES), tmp_path / "evals.parquet"
+    here = unicodedata.unidata_version
+    with monkeypatch.context() as patch:
+        patch.setattr(hashed.unicodedata, "unidata_version", "3.2.0")
+        write_index(read, path)
+    message = (
+        rf"evals\.parquet: an index made by Unicode '3\.2\.0', while this Python has {re.escape(here)}; make it again"
+    )
+    with pytest.raises(GristmillError, match=message):
+        read_sets([path], NAMES)
+    with monkeypatch.context() as patch:
+        patch.setattr(hashed, "_VERSION", 1)
+        write_index(read, path)
+    with pytest.raises(GristmillError, match=r"evals\.parquet: an index of version 1, not 2; `datapipe index-evals"):
+        read_sets([path], NAMES)
+
+
+def test_an_id_that_a_set_repeats_gets_its_line(tmp_path: Path) -> None:
+    ids = ["a", "b", "a", "a (line 5)", "a", None, "line 6"]
+    rows = [{"id": own, "question": f"{LONG} {n}"} for n, own in enumerate(ids)]
+    path = write_set(tmp_path, "owls.jsonl", *rows)
+    wanted = ["a", "b", "a (line 3)", "a (line 5)", "a (line 5) (line 5)", "line 6", "line 6 (line 7)"]
+    assert [item.id for item in read_items(path, NAMES)] == wanted
+    assert read_sets([path], NAMES).table["id"].to_pylist() == wanted
 
 
 def _with(read: HashedSets, name: str, column: pa.Array) -> HashedSets:

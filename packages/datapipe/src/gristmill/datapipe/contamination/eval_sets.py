@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gristmill.base.errors import GristmillError, UsageError
@@ -60,24 +60,27 @@ def set_name(path: Path) -> str:
 
 
 def read_items(path: Path, names: FieldNames) -> Iterator[Item]:
-    """The items of one JSONL file.
+    """The items of one JSONL file. An id that an earlier line has becomes `ID (line N)`, so that it names one item.
 
     Raises:
         GristmillError: a line is no JSON object or has no question, named by file and line; or there is no line.
     """
-    empty = True
+    seen: set[str] = set()
     for row in read_rows(path, path.name, "text", MAX_LINE_BYTES):
-        empty = False
         where = f"{path} line {row.number}"
         if isinstance(row, Bad):
             raise GristmillError(f"{where}: {row.reason} ({row.detail})")
         try:
-            yield item_of(row.values, row.number, set_name(path), names)
+            item = item_of(row.values, row.number, set_name(path), names)
         except GristmillError as error:
             raise GristmillError(f"{where}: {error}") from None
         except RecursionError:
             raise GristmillError(f"{where}: nested too deeply") from None
-    if empty:
+        while item.id in seen:
+            item = replace(item, id=f"{item.id} (line {row.number})")
+        seen.add(item.id)
+        yield item
+    if not seen:
         raise GristmillError(f"{path}: an evaluation set without items")
 
 

@@ -78,25 +78,34 @@ def _answer(fields: Mapping[str, Any], given: Sequence[str]) -> str:
     chosen = _named(fields, given)
     if chosen is not None:
         return next(_strings(chosen[1]), "")
-    choices = _named(fields, CHOICES)
-    if choices is not None:
-        return _choice(choices[1], [fields[key] for key in LABEL if _is_scalar(fields.get(key))])
+    labels = [fields[key] for key in LABEL if _is_scalar(fields.get(key))]
+    for name in CHOICES:
+        choice = _choice(fields.get(name), labels)
+        if choice is not None:
+            return choice
     found = _named(fields, ANSWER)
     return next(_strings(found[1]), "") if found else ""
 
 
-def _choice(choices: Any, labels: Iterable[Any]) -> str:
-    """The choice that a label names: by its name, its letter, its position from 0, or its text; or all choices."""
+def _choice(choices: Any, labels: Iterable[Any]) -> str | None:
+    """The choice that a label names: by its name, its text, its position from 0, or its letter; or all choices.
+
+    A number is no choice's text, but a position. None where no choice has text.
+    """
     if isinstance(choices, dict) and isinstance(choices.get("labels"), list):  # TruthfulQA: choices, labels of 0 and 1
         labels = [*(index for index, right in enumerate(choices["labels"]) if right == 1), *labels]
     listed = choices
     if isinstance(choices, dict):  # ARC: text, label; MedQA: the names are the keys
-        listed = choices.get("text") or choices.get("choices") or list(choices.values())
+        listed = next((choices[key] for key in ("text", "choices") if key in choices), list(choices.values()))
     texts = list(_strings(listed))
+    if not any(map(str.strip, texts)):
+        return None
     keys = choices.get("label", choices) if isinstance(choices, dict) else ()
     names = [str(key) for key in keys] if isinstance(keys, (list, dict)) else []
-    for label in map(str, labels):
+    for given in labels:
+        label = str(given)
         places = [names.index(label)] if label in names else []
+        places += [texts.index(label)] if isinstance(given, str) and texts.count(label) == 1 else []
         places += [int(label)] if label.isdecimal() and len(label) < 4 else []
         places += [ord(label.upper()) - ord("A")] if len(label) == 1 and label.isascii() and label.isalpha() else []
         places += [texts.index(label)] if label in texts else []

@@ -6,6 +6,7 @@ from it, so that an index finds exactly what its folder would. Sets add up by jo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import atomic_path
 from gristmill.datapipe.arrow import compute as pc
-from gristmill.datapipe.contamination.eval_sets import is_index, read_items
+from gristmill.datapipe.contamination.eval_sets import bundled_index, is_index, read_items
 from gristmill.datapipe.contamination.fields import FieldNames, Item
 from gristmill.datapipe.contamination.ngrams import SIZE, ngrams
 from gristmill.datapipe.text.buffers import text_of
@@ -46,7 +47,7 @@ SCHEMA = pa.schema(
         ("passage", _HASHES),
     ]
 )
-_KEY, _VERSION = b"gristmill.evals", 1
+_KEY, _VERSION = b"gristmill.evals", 2
 
 
 @dataclass
@@ -72,7 +73,8 @@ def read_sets(files: Sequence[Path], names: FieldNames) -> HashedSets:
     """The sets of these files, joined.
 
     Raises:
-        GristmillError: a file is broken, has a bad row (named by its line), or is no index; or nothing is left.
+        GristmillError: a file is broken, has a bad row (named by its line), or is no index; an index is damaged, or of
+            another version or Unicode; or nothing is left.
     """
     parts: list[pa.Table] = []
     counts: dict[str, Counts] = {}
@@ -91,10 +93,10 @@ def read_sets(files: Sequence[Path], names: FieldNames) -> HashedSets:
 
 
 def write_index(sets: HashedSets, output: Path) -> None:
-    """Write the table as a Parquet file. The same sets give the same bytes."""
-    about = json.dumps({"version": _VERSION, "unicode": unicodedata.unidata_version}).encode()
+    """Write the table as a Parquet file, with a digest of what it holds. The same sets give the same bytes."""
+    about = {"version": _VERSION, "unicode": unicodedata.unidata_version, "sha256": _digest(sets.table)}
     with atomic_path(output) as temporary:
-        table = sets.table.replace_schema_metadata({_KEY: about})
+        table = sets.table.replace_schema_metadata({_KEY: json.dumps(about).encode()})
         pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_statistics=False)
 
 
@@ -135,21 +137,50 @@ def hash_items(items: Iterable[Item], counts: dict[str, Counts]) -> pa.Table:
 
 
 def _read_index(path: Path) -> pa.Table:
-    told = f"{path}: no index of evaluation sets; `datapipe index-evals FOLDER --output FILE` makes one"
+    again = "`datapipe index-evals FOLDER --output FILE` makes one"
+    damaged = f"{path}: a damaged index of evaluation sets; {again}"
+    if path == bundled_index():
+        again = "the README beside it says how to make it"
+        damaged = f"{path}: the bundled index of evaluation sets is damaged; install gristmill-datapipe again"
+    told = f"{path}: no index of evaluation sets; {again}"
     try:
         with pq.ParquetFile(path) as file:
             metadata = file.schema_arrow.metadata or {}
             if _KEY not in metadata:
                 raise GristmillError(told)
-            version = json.loads(metadata[_KEY]).get("version")
-            if version != _VERSION:
-                raise GristmillError(f"{path}: an index of version {version!r}, not {_VERSION}; make it again")
+            about = json.loads(metadata[_KEY])
+            if about.get("version") != _VERSION:
+                raise GristmillError(f"{path}: an index of version {about.get('version')!r}, not {_VERSION}; {again}")
+            own = path == bundled_index()  # its words, English and code, are folded alike by every version
+            if about.get("unicode") != unicodedata.unidata_version and not own:  # words, and how they are folded
+                raise GristmillError(
+                    f"{path}: an index made by Unicode {about.get('unicode')!r}, while this Python has "
+                    f"{unicodedata.unidata_version}; make it again with this Python ({again})"
+                )
             table = file.read().replace_schema_metadata(None)
+        if table.schema != SCHEMA:
+            raise GristmillError(told)
+        if about.get("sha256") != _digest(table):
+            raise GristmillError(damaged)
     except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
-        raise GristmillError(f"{told} ({error})") from None
-    if table.schema != SCHEMA or any(column.null_count for column in table.columns) or not _fits(table):
+        raise GristmillError(f"{damaged if path == bundled_index() else told} ({error})") from None
+    if any(column.null_count for column in table.columns) or not _fits(table):
         raise GristmillError(told)
     return table
+
+
+def _digest(table: pa.Table) -> str:
+    """SHA-256 of the values of all columns, however they are stored."""
+    digest = hashlib.sha256()
+    for column in table.columns:
+        if pa.types.is_list(column.type):
+            digest.update(pc.list_value_length(column).to_numpy().tobytes())
+            digest.update(pc.list_flatten(column).to_numpy().tobytes())
+        elif pa.types.is_string(column.type):
+            digest.update(json.dumps(column.to_pylist()).encode())
+        else:
+            digest.update(column.to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fits(table: pa.Table) -> bool:

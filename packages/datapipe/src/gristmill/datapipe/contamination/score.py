@@ -22,7 +22,10 @@ _THRESHOLD = 0.8  # ... of which decon calls a document contaminated (contaminat
 
 @kernel
 def close(words, item, index, marks, matched, over):
-    """Score the item's open cluster; what is behind and before it counts where half of the question stands there."""
+    """Score the item's open cluster; what is behind and before it counts where half of the question stands there.
+
+    A cluster is at most LONGEST (contamination.search) times as long as its question, which bounds what is looked at.
+    """
     own, fact, answers, passages = marks.state[item], index.facts[item], index.answers, index.passages
     serial, first, end = own["cluster"], own["first"], own["end"]
     own["cluster"] = 0
@@ -31,21 +34,22 @@ def close(words, item, index, marks, matched, over):
     behind = min(end, first + fact["question_words"])
     short = fact["answer_words"] <= fact["answer_size"]
     window = SHORT_ANSWER_WINDOW if short else max(ANSWER_WINDOW, 2 * fact["answer_words"])
-    until = min(len(words), behind + window)
+    until = min(len(words), end + window)  # a question that stands there twice has its answer behind the second
     since = max(0, first - max(PASSAGE_WINDOW, 2 * fact["passage_words"]))
     size = fact["answer_size"]
     near = 2 * own["sum"] >= fact["question"] and own["places"] < PLACES
     if near:
         own["places"] += 1
         found_answer = _overlap(words, behind, until, size, answers, item, marks.answers, serial)
-        found_passage = _overlap(words, since, first, SIZE, passages, item, marks.passages, serial)
+        # A question that quotes its passage begins the cluster there: the passage goes on within it.
+        found_passage = _overlap(words, since, end, SIZE, passages, item, marks.passages, serial)
     score = _score(own["sum"], found_answer, found_passage, fact)
     own["score"] = max(own["score"], score)
     if near and score >= matched:
         over[first] += 1
         over[end] -= 1
         _mark(words, behind, until, size, answers, item, over)
-        _mark(words, since, first, SIZE, passages, item, over)
+        _mark(words, since, end, SIZE, passages, item, over)
 
 
 @kernel

@@ -30,6 +30,8 @@ MISSES = 11
 """So many n-grams in a row that are not the question's end a cluster (decon: question_max_consecutive_misses)."""
 LONGEST = 4
 """A cluster ends after so many times the words of its question: text that repeats it over and over is not one match."""
+FEWEST = 8
+"""8-grams of an item that has fewer are held against so many: one phrase is not most of it."""
 
 STATE = np.dtype(
     [
@@ -228,7 +230,7 @@ def _best(state, facts, touched, matched, out):
     most, score, best = 0.0, 0.0, np.int64(-1)
     for item in touched:
         own, fact = state[item], facts[item]
-        eights = own["eights"] / max(1, fact["eights"])
+        eights = own["eights"] / max(FEWEST, fact["eights"])
         thirteens = own["thirteens"] / max(1, fact["thirteens"])
         largest = max(own["score"], eights, thirteens)
         out["score"] = max(out["score"], own["score"])
