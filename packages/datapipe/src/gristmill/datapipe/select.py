@@ -42,7 +42,7 @@ class Select(Step):
         write_aligned(inputs, "documents", out, {"keep": keep, "reason": reason, "weight": keep.astype(np.float32)})
         write_json(out / "policy.json", as_json(policy, decision))
         write_json(out / "funnel.json", funnel(policy, sources, tokens, decision.reason))
-        counts = {"documents": len(keep), "kept": int(keep.sum())}
+        counts: dict[str, float] = {"documents": len(keep), "kept": int(keep.sum())}
         return counts | ({"tokens_kept": int(tokens[keep].sum())} if "tokens" in self.requires else {})
 
 
