@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gristmill.base.errors import GristmillError
 from gristmill.base.files import sha256_folder
 from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.ingest import reuse
@@ -74,7 +75,7 @@ def same(folder: Path, other: Path) -> bool:
     ("before", "after", "new"),
     [
         ("bc", "abc", "a"), ("abc", "bc", ""), ("bde", "abcde", "ac"), ("abcde", "edcba", ""), ("ab", "ba", ""),
-        ("bc", "cab", "a"), ("abcde", "d", ""),
+        ("bc", "cab", "a"), ("abcde", "de", ""),
     ],
 )  # fmt: skip
 def test_only_new_inputs_are_read_and_the_rest_keeps_its_annotations(
@@ -117,22 +118,31 @@ def dying(survived: int) -> Callable[[Path, Path], Path]:
     return renamed
 
 
-@given(steps=st.lists(st.tuples(st.permutations(NAMES), st.integers(1, 5), st.integers(0, 60)), min_size=1, max_size=3))
+# d alone has no document, which a run refuses.
+some = st.tuples(st.permutations(NAMES), st.integers(1, 5)).map(lambda drawn: "".join(drawn[0][: drawn[1]]))
+
+
+@given(steps=st.lists(st.tuples(some.filter(lambda names: names != "d"), st.integers(0, 60)), min_size=1, max_size=3))
 @settings(deadline=None, max_examples=12)
 def test_killed_anywhere_while_renaming_the_next_run_mends_it(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[list[str], int, int]]
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("reuse")
     write(folder)
     run(folder / "run", folder, "abcde")
-    for order, count, survived in steps:
+    for names, survived in steps:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(reuse.Path, "replace", dying(survived))
             try:
-                run(folder / "run", folder, "".join(order[:count]))
+                run(folder / "run", folder, names)
             except Killed:
                 pass
-    names = "".join(steps[-1][0][: steps[-1][1]])
-    run(folder / "run", folder, names)
-    run(folder / "fresh", folder, names)
+    run(folder / "run", folder, steps[-1][0])
+    run(folder / "fresh", folder, steps[-1][0])
     assert same(folder / "run", folder / "fresh") and verify(folder / "run") == verify(folder / "fresh")
+
+
+def test_a_run_without_any_document_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(GristmillError, match=r"no documents: all 1 input rows are in .*quarantine"):
+        run(tmp_path / "run", tmp_path, "d")
