@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from gristmill.base import cli
+from gristmill.datapipe import pipelines
 
 ABOUT = """
 Documents -> annotations -> selection -> shards. Pipelines (pipelines/*.py) make run folders; this looks into them.
@@ -18,6 +19,8 @@ def main() -> None:
     cli.main(
         "datapipe",
         {
+            "run": pipelines.run,
+            "plan": pipelines.plan,
             "status": cli.typed(status, "datapipe status"),
             "explain": cli.typed(explain, "datapipe explain"),
             "what-if": cli.typed(what_if, "datapipe what-if"),
