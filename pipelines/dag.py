@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from duplicates import CLUSTERED, DuplicateConfigs, duplicate_stages
+from gristmill.base.config import load_toml
 from gristmill.base.errors import UsageError
 from gristmill.datapipe.duplicate_report import DuplicateReport
 from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
@@ -21,14 +23,16 @@ from gristmill.datapipe.workflow.options import RunOptions
 from gristmill.datapipe.workflow.plan import table
 from gristmill.datapipe.workflow.runner import Runner
 from gristmill.datapipe.workflow.stage import Node
-from gristmill.scorer.calibration import CalibrationConfig
+from gristmill.scorer.config import CalibrationConfig
+from gristmill.scorer.config import TrainConfig as HeadsConfig
 from gristmill.scorer.rubric import load_rubric
-from gristmill.scorer.training import TrainConfig as HeadsConfig
 from gristmill.shards.remote import places
 from measures import ModelConfigs, measuring_stages
-from nodes import Grade, Heads, Sample, SampleConfig, Score
+from nodes import Grade, GradeConfig, Heads, Sample, SampleConfig, Score
 
 HERE = Path(__file__).resolve().parent
+REPLIES = Path("labels", ".replies")
+"""Hidden, as no output: hashes and comparisons of run folders pass it over."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,18 @@ class PipelineConfig(DuplicateConfigs, ModelConfigs, RunOptions):
     backbone: Path | None = None
     """Model folder whose frozen layers carry the heads (needed with --oracle), and find semantic duplicates."""
     rubric: Path = HERE / "rubrics" / "general.toml"
+    """What the oracle is asked of each document; the heads learn its grades."""
+    rubrics: dict[str, Path] = field(default_factory=dict)
+    """By source: another rubric for its documents, as code.toml for code. Their labels are kept; the heads are
+    trained without them."""
     publish: str = ""
     """Where the shards go: a folder, file://..., or hf://datasets/ORG/NAME. Empty: RUN/published."""
     tokenizer: Path | None = None
     """tokenizer.json; without one, a byte-level BPE of `bpe.vocabulary` tokens is learned from the documents."""
     workers: int = 2
-    """Ray workers; 0 runs everything in this process, for debugging."""
+    """Ray workers; 0 runs everything in this process, for debugging. On a cluster (RAY_ADDRESS, or a submitted job)
+    each node of the DAG keeps at most so many of its processors busy. Its machines must see all files under the same
+    paths, and have in their own environment what inputs need (AWS_..., HF_TOKEN): no variables are sent there."""
     max_bad_fraction: float = 0.01
     """More quarantined rows than this end the run with exit code 4."""
     mixture: tuple[Path, ...] = ()
@@ -66,6 +76,17 @@ class PipelineConfig(DuplicateConfigs, ModelConfigs, RunOptions):
     oracle_threads: int = 2
     oracle_tokens: int = 256
     """How much of each document the oracle is shown."""
+    oracle_windows: Literal["begin", "middle", "end", "spread"] = "begin"
+    """Which part of a longer document: spread is a third from each end and one from the middle."""
+    oracle_form: Literal["level", "json"] = "level"
+    """level: a request for each dimension, answered by one token. json: one request for all."""
+    oracle_reason: int = 0
+    """In json form, so many characters of reasons before the scores."""
+    oracle_gpus: int = 0
+    """GPUs of each engine in process, which share the model (tensor parallel)."""
+    oracle_config: Path | None = None
+    """TOML with more settings of the engine: max_model_len, max_num_seqs ... of a model folder; concurrency,
+    requests_per_minute, tokens_per_minute ... of an address."""
 
 
 def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
@@ -108,10 +129,13 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
     if scored:
         assert config.backbone is not None
         rubric = load_rubric(config.rubric)
+        rubrics = {source: load_rubric(path) for source, path in config.rubrics.items()}
         nodes += [
             Select(policy.before("scores"), "survivors", "survivors"),
             Sample(config.sample),
-            Grade(_absolute(config.oracle), rubric, config.oracle_tokens, _threads(config)),
+            Grade(
+                _absolute(config.oracle), {"": rubric, **rubrics}, _grading(config), config.output.absolute() / REPLIES
+            ),
             Heads(config.backbone.resolve(), rubric, config.heads, config.calibration),
             Score(config.backbone.resolve()),
         ]
@@ -150,9 +174,14 @@ def _existing(flag: str, path: Path) -> Path:
     return path.resolve()
 
 
-def _threads(config: PipelineConfig) -> int:
-    """Ray would refuse an oracle that wants more processors than there are workers."""
-    return min(config.oracle_threads, config.workers or config.oracle_threads)
+def _grading(config: PipelineConfig) -> GradeConfig:
+    # Ray would refuse an oracle that wants more processors than there are workers.
+    threads = min(config.oracle_threads, config.workers or config.oracle_threads)
+    settings = load_toml(config.oracle_config) if config.oracle_config else {}
+    return GradeConfig(
+        config.oracle_tokens, config.oracle_windows, config.oracle_form, config.oracle_reason, threads,
+        config.oracle_gpus, settings,
+    )  # fmt: skip
 
 
 def _place(target: str) -> str:

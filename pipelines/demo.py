@@ -28,8 +28,8 @@ from gristmill.datapipe.pack import Pack, PackConfig
 from gristmill.datapipe.perplexity import train as perplexity
 from gristmill.datapipe.stages.tokens import Tokenise, TokenizerConfig
 from gristmill.datapipe.workflow.options import RunOptions
-from gristmill.scorer.calibration import CalibrationConfig
-from gristmill.scorer.training import TrainConfig as HeadsConfig
+from gristmill.scorer.config import CalibrationConfig
+from gristmill.scorer.config import TrainConfig as HeadsConfig
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model.config import ModelSection
 from nodes import Compare, SampleConfig, Train

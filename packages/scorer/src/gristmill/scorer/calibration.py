@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import beta
 
 from gristmill.base.errors import DataError
+from gristmill.scorer.config import CalibrationConfig
 
 FORMAT = "gristmill.calibration/1"
 ALL = "(all)"  # the group that a source without its own falls back to
@@ -22,20 +23,6 @@ ALL = "(all)"  # the group that a source without its own falls back to
 # that the fixed-sequence test is exact (Learn then Test, Angelopoulos et al. 2021).
 GRID = np.linspace(0.005, 0.8, 160)
 MINIMUM_UNLABELLED = 20  # a keep rate of 40% from 20 scores is sure to 21 points; a stranger's threshold is not at all
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """max_false_drop: share of good documents that tau_drop may lose, at `confidence`. keep: target rate by source."""
-
-    max_false_drop: float = 0.05
-    confidence: float = 0.95
-    keep: dict[str, float] = field(default_factory=lambda: {"code": 0.5, "math": 0.5})
-    keep_default: float = 0.3
-    allow_uncertified: bool = False
-
-    def rate(self, source: str) -> float:
-        return self.keep.get(source, self.keep_default)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gristmill.scorer.backbone import BackboneIdentity
+from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.rubric import Rubric
-from gristmill.scorer.training import TrainConfig
 
 
 def card(

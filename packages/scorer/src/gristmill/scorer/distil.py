@@ -13,13 +13,14 @@ from gristmill.base.errors import DataError
 from gristmill.scorer import bundle as bundles
 from gristmill.scorer.backbone import StagedBackbone
 from gristmill.scorer.bundle import Bundle
-from gristmill.scorer.calibration import CalibrationConfig, Labelled, Unlabelled, calibrate
+from gristmill.scorer.calibration import Labelled, Unlabelled, calibrate
+from gristmill.scorer.config import CalibrationConfig, TrainConfig
 from gristmill.scorer.features import Tokens, extract
 from gristmill.scorer.metrics import baselines, evaluate
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import split_of
 from gristmill.scorer.scoring import Scorer, make_selftest
-from gristmill.scorer.training import TrainConfig, predict, train_heads
+from gristmill.scorer.training import predict, train_heads
 
 SELFTEST_ROWS, SELFTEST_TOKENS = 8, 32
 
@@ -27,13 +28,17 @@ SELFTEST_ROWS, SELFTEST_TOKENS = 8, 32
 def train_bundle(labels: pa.Table, rubric: Rubric, backbone_dir: Path, output: Path, config: TrainConfig) -> Bundle:
     """Train heads on graded documents and write `output`; not yet calibrated.
 
-    labels: columns text, source and one per dimension of the rubric; id, weight, split and rubric_sha where known.
+    labels: columns text, source and one per dimension of the rubric; id, weight, split, rubric_sha and flagged where
+    known. Flagged documents, which may have talked their grader into a grade, teach and choose nothing; they stay where
+    heads are judged and certified, as scoring meets such text too.
 
     Raises:
         DataError: a column is missing, grades of another rubric, or too few graded documents.
     """
     scores_ND = _scores(labels, rubric)
     splits = splits_of(labels)
+    if "flagged" in labels.column_names:
+        scores_ND[labels["flagged"].to_numpy() & np.isin(splits, ("fit", "select"))] = np.nan
     texts, sources = labels["text"].to_pylist(), _sources(labels)
     weights_N = (
         labels["weight"].to_numpy().astype(np.float64) if "weight" in labels.column_names else np.ones(len(labels))

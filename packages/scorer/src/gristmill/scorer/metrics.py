@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from gristmill.scorer import agreement
 from gristmill.scorer.rubric import Rubric
 
 RESAMPLES = 300
@@ -23,7 +24,8 @@ def spearman(a_N: np.ndarray, b_N: np.ndarray) -> float | None:
     """Rank correlation, ties averaged; None for fewer than 3 documents or where one side is constant."""
     if len(a_N) < 3:
         return None
-    value = float(_correlation(rankdata(a_N)[None], rankdata(b_N)[None])[0])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(agreement.correlation(rankdata(a_N)[None], rankdata(b_N)[None])[0])
     return value if np.isfinite(value) else None
 
 
@@ -32,19 +34,18 @@ def spearman_interval(a_N: np.ndarray, b_N: np.ndarray, seed: int = 0) -> list[f
     if len(a_N) < 10:
         return None
     rows_RN = np.random.default_rng([seed, 0xB0]).integers(0, len(a_N), (RESAMPLES, len(a_N)))
-    values_R = _correlation(rankdata(a_N[rows_RN], axis=1), rankdata(b_N[rows_RN], axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values_R = agreement.correlation(rankdata(a_N[rows_RN], axis=1), rankdata(b_N[rows_RN], axis=1))
     values_R = values_R[np.isfinite(values_R)]
     return [float(v) for v in np.quantile(values_R, [0.025, 0.975])] if len(values_R) else None
 
 
 def quadratic_kappa(truth_N: np.ndarray, predicted_N: np.ndarray, low: int, high: int) -> float | None:
     """Quadratic weighted kappa of both rounded to whole levels; None where chance leaves no disagreement."""
-    levels = np.arange(low, high + 1)
-    a = np.clip(np.rint(truth_N), low, high)
-    b = np.clip(np.rint(predicted_N), low, high)
-    share_a, share_b = (np.array([(x == level).mean() for level in levels]) for x in (a, b))
-    chance = float((np.square(levels[:, None] - levels[None]) * share_a[:, None] * share_b[None]).sum())
-    return 1.0 - float(np.square(a - b).mean()) / chance if chance > 0 else None
+    a_N, b_N = (np.clip(np.rint(values), low, high) for values in (truth_N, predicted_N))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(agreement.quadratic_kappa(a_N[None], b_N[None])[0])
+    return value if np.isfinite(value) else None
 
 
 def within_source(truth_N: np.ndarray, predicted_N: np.ndarray, sources: Sequence[str]) -> dict[str, Any]:
@@ -124,14 +125,6 @@ def _one(
     if scale is not None:
         result["qwk"] = quadratic_kappa(truth_N, predicted_N, *scale)
     return result
-
-
-def _correlation(a_RN: np.ndarray, b_RN: np.ndarray) -> np.ndarray:
-    a_RN = a_RN - a_RN.mean(1, keepdims=True)
-    b_RN = b_RN - b_RN.mean(1, keepdims=True)
-    scale_R = np.sqrt(np.square(a_RN).sum(1) * np.square(b_RN).sum(1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (a_RN * b_RN).sum(1) / scale_R
 
 
 def _mean(values: np.ndarray, otherwise: float) -> float:

@@ -7,36 +7,16 @@ the blocks up to that one are loaded. Shapes: N documents, B batch, S sequence, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from gristmill.base.config import check_range
 from gristmill.base.progress import Progress
 from gristmill.scorer.backbone import StagedBackbone
+from gristmill.scorer.config import PooledConfig
 from gristmill.scorer.features import Tokens, batches, head_input, pad
-
-
-@dataclass(frozen=True)
-class PooledConfig:
-    block: int = 8
-    """The states are those after so many blocks."""
-    max_tokens: int = 512
-    """How much of each document is read: documents that begin alike for so long cannot be told apart."""
-    batch_tokens: int = 4096
-    """Padded tokens per batch."""
-    dtype: str = "float32"
-    """In bfloat16 the same text has slightly different states in different company."""
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        check_range("block", self.block, 1)
-        check_range("max_tokens", self.max_tokens, 1)
-        check_range("batch_tokens", self.batch_tokens, 1)
-        check_range("threads", self.threads, 1, 4096)
 
 
 class Pooler:

@@ -1,12 +1,15 @@
 """What "good" means: a rubric of graded dimensions, read from TOML and pinned by its hash.
 
-Every dimension states its scale, its direction and its weight, so a number never travels without its meaning.
+Every dimension states its scale, its direction and its weight, so a number never travels without its meaning. A level
+is asked as one symbol, which every tokenizer has as one token: the digit, or on a scale that goes above 9 a letter,
+since "10" begins like "1". The symbols are only how the oracle answers: anchors, weights and scores speak of levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +22,11 @@ from gristmill.base.files import fingerprint
 # Columns that label and score tables have beside the dimensions.
 RESERVED = {
     "id", "source", "text", "weight", "split", "quality", "probe", "judge", "exit", "tokens", "status", "reply",
-    "rubric_sha", "prompt_sha", "engine", "truncated",
+    "rubric", "rubric_sha", "prompt_sha", "engine", "truncated", "window", "mass", "reason", "prompt_tokens",
+    "reply_tokens", "seconds", "repeat", "repeats", "content_type", "language",
 }  # fmt: skip
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MOST_LEVELS = len(LETTERS)
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,21 @@ class Dimension:
     def levels(self) -> tuple[int, ...]:
         return tuple(range(self.min, self.max + 1))
 
+    @property
+    def symbols(self) -> dict[str, int]:
+        """What the oracle may answer, lowest first, and the level that each stands for."""
+        return symbols(self.levels)
+
     def goodness(self, score: np.ndarray) -> np.ndarray:
         """Scores mapped to 0 (worst) .. 1 (best), direction applied. Not clamped."""
         fraction = (score - self.min) / (self.max - self.min)
         return 1.0 - fraction if self.direction == "lower" else fraction
+
+
+def symbols(levels: Sequence[int]) -> dict[str, int]:
+    """One character per level, lowest first: its digit, or letters from a where a level has two digits."""
+    names = LETTERS if levels[-1] > 9 else [str(level) for level in levels]
+    return dict(zip(names, levels))
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ class Rubric:
     def names(self) -> tuple[str, ...]:
         return tuple(dimension.name for dimension in self.dimensions)
 
-    @property
+    @cached_property
     def sha(self) -> str:
         """sha256 of everything in the rubric: grades made with different rubrics never mix."""
         return fingerprint(to_mapping(self))
@@ -83,7 +100,7 @@ def load_rubric(path: Path) -> Rubric:
     """Read and check a rubric file.
 
     Raises:
-        UsageError: an unknown key, a scale that is not single digits, an anchor or example off the scale, a bad weight.
+        UsageError: an unknown key, a scale of over 26 levels, an anchor or example off the scale, a bad weight.
     """
     return rubric_from_mapping(load_toml(path), str(path))
 
@@ -109,9 +126,8 @@ def _check(dimension: Dimension, where: str) -> None:
     place = f"{where}: dimension {dimension.name!r}"
     if dimension.name in RESERVED or not dimension.name.isidentifier():
         raise UsageError(f"{place}: pick a name that is an identifier and none of {', '.join(sorted(RESERVED))}")
-    # One token per level keeps the expected score exact: "10" is two tokens, and its first is the level "1".
-    if not 0 <= dimension.min < dimension.max <= 9:
-        raise UsageError(f"{place}: the scale must be whole levels within 0..9, so that each is one digit of the reply")
+    if not 0 <= dimension.min < dimension.max or len(dimension.levels) > MOST_LEVELS:
+        raise UsageError(f"{place}: the scale must be 2 to {MOST_LEVELS} whole levels from 0 up, one letter for each")
     if off := sorted(set(dimension.anchors) - set(dimension.levels)):
         raise UsageError(f"{place}: anchors for levels {off} are off the scale {dimension.min}..{dimension.max}")
     if not {dimension.min, dimension.max} <= set(dimension.anchors):

@@ -12,12 +12,16 @@ import pyarrow.parquet as pq
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import atomic_path
+from gristmill.scorer.rubric import Rubric, rubric_from_mapping
 
-RUBRIC_KEY = b"gristmill.rubric"
+RUBRICS_KEY = b"gristmill.rubrics"
+TYPE = "content_type"
+OPTIONAL = (TYPE, "language")
 
 
 def read_documents(path: Path) -> pa.Table:
-    """Columns id, text, source, and all others of a Parquet file or folder. A missing source is the file's name.
+    """Columns id, text, source, content_type and language where a row has them, and all others of a Parquet file or
+    folder. A missing source is the file's name.
 
     Raises:
         UsageError: no such file, or not .jsonl, .jsonl.gz or .parquet.
@@ -30,7 +34,7 @@ def read_documents(path: Path) -> pa.Table:
         raise UsageError(f"{path}: give a .jsonl, .jsonl.gz or .parquet file, or a folder of .parquet files")
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    rows: dict[str, list[Any]] = {"id": [], "text": [], "source": []}
+    rows: dict[str, list[Any]] = {name: [] for name in ("id", "text", "source", *OPTIONAL)}
     with gzip.open(path, "rt", encoding="utf-8") if name.endswith(".gz") else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -42,7 +46,15 @@ def read_documents(path: Path) -> pa.Table:
             rows["id"].append(str(value.get("id", f"{name}:{number}")))
             rows["text"].append(value["text"])
             rows["source"].append(str(value.get("source", name.split(".")[0])))
-    return pa.table({key: pa.array(values, pa.string()) for key, values in rows.items()})
+            for key in OPTIONAL:
+                rows[key].append(None if value.get(key) is None else str(value[key]))
+    try:
+        table = pa.table({key: pa.array(values, pa.string()) for key, values in rows.items()})
+    except UnicodeEncodeError:  # JSON may spell half a surrogate pair, which is no text
+        raise DataError(
+            f"{path}: row {_unpaired(rows)}: half a surrogate pair (\\ud800 to \\udfff) in a string"
+        ) from None
+    return table.drop_columns([key for key in OPTIONAL if table[key].null_count == len(table)])
 
 
 def read_parquet(path: Path) -> pa.Table:
@@ -61,14 +73,42 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def with_rubric(table: pa.Table, rubric: dict[str, Any]) -> pa.Table:
-    """The table with its rubric in the schema metadata, so that a label file explains itself."""
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), RUBRIC_KEY: json.dumps(rubric).encode()})
+def with_rubric(table: pa.Table, *rubrics: dict[str, Any]) -> pa.Table:
+    """The table with its rubrics in the schema metadata, so that a label file explains itself."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), RUBRICS_KEY: json.dumps(rubrics).encode()})
 
 
-def rubric_of(table: pa.Table) -> dict[str, Any] | None:
-    found = (table.schema.metadata or {}).get(RUBRIC_KEY)
-    return json.loads(found) if found else None
+def rubrics_of(table: pa.Table, where: str) -> list[Rubric]:
+    """Those that a label table says it was graded with; none where it does not say."""
+    found = (table.schema.metadata or {}).get(RUBRICS_KEY)
+    return [rubric_from_mapping(value, where) for value in json.loads(found)] if found else []
+
+
+def graded_with(labels: pa.Table, rubric: Rubric) -> pa.Table:
+    """The rows that were graded with this rubric.
+
+    Raises:
+        DataError: there is none.
+    """
+    if "rubric_sha" not in labels.column_names:
+        return labels
+    shas = labels["rubric_sha"].to_pylist()
+    own = labels.filter(pa.array([sha == rubric.sha for sha in shas], pa.bool_()))
+    if len(labels) and not len(own):
+        raise DataError(
+            f"labels: none is graded with rubric {rubric.name!r} ({rubric.sha[:12]}); there are "
+            f"{', '.join(sorted({str(sha)[:12] for sha in shas}))}; label again, or name one of those"
+        )
+    return own
+
+
+def _unpaired(rows: dict[str, list[Any]]) -> int:
+    return min(
+        number
+        for values in rows.values()
+        for number, value in enumerate(values, 1)
+        if value is not None and not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)
+    )
 
 
 def _defaults(table: pa.Table, path: Path) -> pa.Table:

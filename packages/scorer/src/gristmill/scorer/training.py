@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from gristmill.base.errors import DataError
+from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.features import Features, batches, head_input, pad_states
 from gristmill.scorer.heads import Judge, Probe
 from gristmill.scorer.metrics import spearman
@@ -23,29 +24,6 @@ from gristmill.scorer.rubric import Rubric
 
 # Fewer graded documents than this in fit or select decide nothing.
 MINIMUM_SPLIT = 8
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """taps: blocks after which probe and judge read. batch_tokens: padded tokens per batch, in every pass."""
-
-    taps: tuple[int, int] = (8, 16)
-    max_tokens: int = 192
-    dtype: str = "bfloat16"
-    threads: int = 1
-    batch_tokens: int = 4096
-    seed: int = 0
-    epochs: int = 30
-    patience: int = 5
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    huber: float = 1.5  # in standard deviations of each dimension's scores
-    queries: int = 4
-    judge: bool = True
-    judge_width: int = 128
-    judge_epochs: int = 12
-    judge_learning_rate: float = 1e-3
-    judge_gain: float = 0.02  # Spearman of quality on select that the judge must add
 
 
 @dataclass(frozen=True)

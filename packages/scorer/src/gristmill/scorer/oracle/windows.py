@@ -1,0 +1,124 @@
+"""Which part of a document the oracle is shown, trimmed by tokens and without what could pass for the prompt's own.
+
+However long a document is, only a few characters per token that is asked for are ever looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gristmill.base.errors import UsageError
+from gristmill.scorer.oracle.prompt import nonce
+from gristmill.scorer.oracle.tokens import Tokenizer
+from gristmill.scorer.rubric import Rubric
+
+Windows = Literal["begin", "middle", "end", "spread"]
+GAP = "\n[...]\n"  # between the windows of a long document
+# Read per token: what most text needs, and, where that is not enough, more than any needs.
+CHARACTERS_PER_TOKEN = (6, 20)
+STRIPPED = "\n"  # stands where markup was: what is on either side of it cannot grow together into new markup
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The exact text that the oracle saw, its size in tokens, and which part of the document it is: "whole" or the
+    windows asked for."""
+
+    text: str
+    tokens: int
+    window: str
+
+    @property
+    def truncated(self) -> bool:
+        return self.window != "whole"
+
+
+def show(text: str, rubric: Rubric, tokenizer: Tokenizer, max_tokens: int, windows: Windows = "begin") -> Shown:
+    """The document, or of a longer one windows of `max_tokens` together.
+
+    windows: "begin", "middle" and "end" are one piece each; "spread" is a third of each, joined by GAP.
+
+    Raises:
+        UsageError: max_tokens is below 1, or too few for three pieces.
+    """
+    gaps = 2 * len(tokenizer.spans(GAP)) if windows == "spread" else 0
+    if max_tokens < (least := 1 + gaps + 2 * (gaps > 0)):
+        raise UsageError(f"max_document_tokens is {max_tokens}; with windows {windows!r} it must be at least {least}")
+    pattern = markup(rubric, tokenizer.special)
+    reach, head, tokens = _beginning(text, pattern, tokenizer, max_tokens)
+    if len(text) <= reach and tokens <= max_tokens:
+        return Shown(head, tokens, "whole")
+    if windows == "begin":
+        shown = _head(head, tokenizer, max_tokens)
+    elif windows == "end":
+        shown = _tail(strip_markup(text[-reach:], pattern), tokenizer, max_tokens)
+    elif windows == "middle":
+        shown = _middle(text, reach, pattern, tokenizer, max_tokens)
+    else:
+        third = (max_tokens - gaps) // 3
+        pieces = (
+            _head(head, tokenizer, third),
+            _middle(text, reach, pattern, tokenizer, third),
+            _tail(strip_markup(text[-reach:], pattern), tokenizer, third),
+        )
+        shown = GAP.join(pieces)
+    return Shown(shown, len(tokenizer.spans(shown)), windows)
+
+
+def markup(rubric: Rubric, special: Sequence[str]) -> re.Pattern[str]:
+    """What must not reach the oracle inside a document: our delimiters, chat-template tokens, NUL, lone surrogates."""
+    shapes = [rf"</?text {nonce(rubric)}>", r"<[|｜][^|｜<>\n]{1,40}[|｜]>", "\0", "[\ud800-\udfff]"]
+    return re.compile("|".join([*shapes, *(re.escape(string) for string in special if string)]))
+
+
+def strip_markup(text: str, pattern: re.Pattern[str]) -> str:
+    """The text with a line break in place of each match, again until there is none."""
+    while True:
+        stripped = pattern.sub(STRIPPED, text)
+        if stripped == text:
+            return text
+        text = stripped
+
+
+def _beginning(text: str, pattern: re.Pattern[str], tokenizer: Tokenizer, max_tokens: int) -> tuple[int, str, int]:
+    """How many characters of a text are worth reading, the first of them stripped, and its tokens."""
+    reach, head, tokens = 0, "", 0
+    for characters in CHARACTERS_PER_TOKEN:
+        reach = max_tokens * characters
+        head = strip_markup(text[:reach], pattern)
+        tokens = len(tokenizer.spans(head))
+        if tokens > max_tokens or len(text) <= reach:
+            break
+    return reach, head, tokens
+
+
+def _middle(text: str, reach: int, pattern: re.Pattern[str], tokenizer: Tokenizer, tokens: int) -> str:
+    centre = len(text) // 2
+    window = strip_markup(text[max(0, centre - reach // 2) : centre + reach // 2], pattern)
+    before = _tail(window[: len(window) // 2], tokenizer, tokens // 2)
+    return _head(before + window[len(window) // 2 :], tokenizer, tokens)
+
+
+def _head(text: str, tokenizer: Tokenizer, tokens: int) -> str:
+    """The longest beginning that is cut between tokens and, tokenised by itself, has at most so many."""
+    spans, most = tokenizer.spans(text), tokens
+    while len(spans) > tokens:
+        if not most:
+            return ""
+        # Not through a character of several tokens: those share its span.
+        text = text[: min(spans[most - 1][1], spans[most][0])]
+        spans, most = tokenizer.spans(text), most - 1
+    return text
+
+
+def _tail(text: str, tokenizer: Tokenizer, tokens: int) -> str:
+    spans, most = tokenizer.spans(text), tokens
+    while len(spans) > tokens:
+        if not most:
+            return ""
+        text = text[max(spans[-most][0], spans[-most - 1][1]) :]
+        spans, most = tokenizer.spans(text), most - 1
+    return text
