@@ -110,7 +110,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     ports = [_free_port() for _ in range(2)]
     variables = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=200000000"]
-    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}"]
+    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={_free_port()}"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     log = (tmp_path / "ray.log").open("w+")
     process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)

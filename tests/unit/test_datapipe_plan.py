@@ -14,9 +14,9 @@ from gristmill.base.errors import UsageError
 from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
 from gristmill.datapipe.workflow.options import RunOptions
-from gristmill.datapipe.workflow.plan import differences, table
+from gristmill.datapipe.workflow.plan import Planned, differences, plan, table
 from gristmill.datapipe.workflow.runner import Runner
-from gristmill.datapipe.workflow.stage import Inputs, Stage, Step
+from gristmill.datapipe.workflow.stage import Bucket, Inputs, Shuffle, Stage, Step
 
 
 class Length(Stage):
@@ -94,6 +94,31 @@ def test_a_plan_says_why(tmp_path: Path) -> None:
     lines = table(list(planned.values()), 2)
     assert any("length" in line and "runs" in line and "1/2" in line for line in lines)
     assert lines[-1].startswith("2 of 4 nodes to run: about ")
+
+
+def test_a_plan_says_why_a_shuffle_is_scattered_again(tmp_path: Path) -> None:
+    class Same(Shuffle):
+        name, folder, by = "same", "shuffles/same", "key"
+
+        def __init__(self, seed: int) -> None:
+            self.config = {"seed": seed}
+
+        def scatter(self, table: pa.Table, previous: Mapping[str, pa.Table], start: int) -> pa.Table:
+            return pa.table({"key": pa.array(range(start, start + len(table)), pa.uint64())})
+
+        def gather(self, entries: pa.Table, bucket: Bucket, previous: Mapping[str, pa.Table]) -> pa.Table:
+            return entries
+
+    def planned(seed: int, again: frozenset[str] = frozenset()) -> Planned:
+        return plan(tmp_path / "run", ingest, [Same(seed)], again)[1]
+
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    ingest = Ingest((str(tmp_path / "in.jsonl"),), IngestConfig(rows_per_partition=1))
+    Runner(tmp_path / "run", ingest, [Same(1)], workers=0).run()
+    assert planned(1).state == "cached"
+    changed = planned(2)
+    assert changed.why == ("config.seed 1 -> 2",) and changed.left == 2 and changed.seconds is not None
+    assert planned(1, frozenset(["same"])).why == ("asked for",)
 
 
 def test_force_does_one_node_again_and_from_all_that_follow(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ stdout carries the result; progress and errors go to stderr.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import inspect
 import re
@@ -22,6 +23,7 @@ import tyro
 
 from gristmill.base.config import load, nearest
 from gristmill.base.errors import GristmillError, UsageError
+from gristmill.base.files import CANNOT_WRITE
 from gristmill.base.terminal import shown
 
 T = TypeVar("T")
@@ -106,15 +108,18 @@ def guarded(name: str, action: Callable[[], int | None]) -> int:
     except GristmillError as error:
         print(f"{name}: {shown(error)}", file=sys.stderr)  # it may name what a file from elsewhere holds
         return error.exit_code
-    except PermissionError as error:
-        print(f"{name}: {shown(str(error.filename))}: {error.strerror}", file=sys.stderr)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141  # as the shell counts SIGPIPE: who reads our output has gone, and what we were at is not done
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE | {errno.EEXIST}:  # a file where a folder should be
+            raise
+        where = f"{shown(str(error.filename))}: " if error.filename else ""
+        print(f"{name}: {where}{error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141  # as the shell counts SIGPIPE: who reads our output has gone, and what we were at is not done
 
 
 def _dispatch(name: str, commands: dict[str, Command], arguments: list[str]) -> int | None:

@@ -32,7 +32,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build a dataclass (nested ones too) from a mapping; keys that are absent keep their defaults.
 
     Raises:
-        UsageError: an unknown key (with the nearest known one), or a value of the wrong type; `where` names the file.
+        UsageError: an unknown key (with the nearest known one), a value of the wrong type, or one that a section's own
+            __post_init__ refuses; `where` names the file, or the section of it.
     """
     _refuse_unknown(cls, values, where, "")
     try:
@@ -41,6 +42,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{where}: {key}: {first['msg']} (got {first['input']!r})") from None
+    except UsageError as error:  # a section refuses its own values, and knows its own settings' names alone
+        told = str(error)
+        raise UsageError(told if told.startswith(where) else f"{where}: {told}") from None
 
 
 def load(cls: type[T], path: Path | None) -> T:

@@ -24,6 +24,10 @@ class DataError(GristmillError):
     exit_code = 3
 
 
+class WriteError(GristmillError, OSError):
+    """A file cannot be written: the disk is full, a quota is used up, or it may not be. Exit code 1."""
+
+
 class PartialError(GristmillError):
     """More input was quarantined than the run allows; what was done is kept. Exit code 4."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -17,21 +18,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gristmill.base.errors import DataError
+from gristmill.base.errors import DataError, WriteError
+
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+"""What the machine says where no program is at fault."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the machine says while a file, or a folder of files, is written into an error that names it.
+
+    Raises:
+        WriteError: the disk is full, a quota is used up, or nothing may be written there.
+    """
+    try:
+        yield
+    except OSError as error:
+        at = Path(str(error.filename or path))
+        here = at.is_relative_to(path) or path.is_relative_to(at) or at.parent == path.parent
+        if error.errno not in CANNOT_WRITE or not here:  # what was read meanwhile is another matter
+            raise
+        why = os.strerror(error.errno)
+        raise WriteError(f"{path}: cannot be written ({why}); mend that, and run it again") from error
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it onto `path`, on failure remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path`; on success sync it and rename it onto `path`, on failure remove it.
+
+    Raises:
+        WriteError: as of writing().
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,13 +71,29 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, mend: str = "delete it to have it made again") -> Any:
+    """Raises DataError where there is no such file, or it is damaged; `mend` says what to do then."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not JSON ({error}); delete it to have it made again") from None
+        raise DataError(f"{path}: not JSON ({error}); {mend}") from None
+
+
+def read_object(path: Path, mend: str = "delete it to have it made again", **kinds: type) -> dict[str, Any]:
+    """A JSON file that holds an object in which each of these keys is of that type.
+
+    Raises:
+        DataError: there is no such file, or it is damaged; `mend` says what to do then.
+    """
+    value = read_json(path, mend)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds no JSON object; {mend}")
+    for key, kind in kinds.items():
+        if not isinstance(value.get(key), kind):
+            raise DataError(f"{path}: {key!r} is missing, or of a wrong type; {mend}")
+    return value
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

@@ -48,24 +48,10 @@ def status(run: Path, /, json: bool = False) -> None:
         run: the run folder.
         json: print run.json instead of a table.
     """
-    from gristmill.base.files import read_json
+    from gristmill.datapipe.workflow.record import read_record, table
 
-    record = read_json(run / "run.json")
-    if json:
-        print(json_module.dumps(record, indent=2))
-        return
-    print(f"{record['name']}: {record['status']}, started {record['started_at']}")
-    for node in record["nodes"]:
-        done = f"{node['partitions_done']}/{node['partitions']}"
-        counts = ", ".join(
-            f"{key} {value:,}" for key, value in node["counts"].items() if isinstance(value, (int, float))
-        )
-        print(
-            f"  {node['name']:<18} {node['status']:<8} {done:>9}  {node['seconds']:>8.1f} s  {node['error'] or counts}"
-        )
-    quarantine = record["quarantine"]
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in quarantine["by_reason"].items())
-    print(f"  quarantined: {quarantine['total']:,}{f' ({reasons})' if reasons else ''}")
+    record = read_record(run)
+    print(json_module.dumps(record, indent=2) if json else "\n".join(table(record)))
 
 
 def explain(run: Path, document: str, /) -> None:
@@ -340,7 +326,8 @@ def gc(run: Path, /, dry_run: bool = False, shuffles: bool = False, older_than: 
 
     That is: half-written files and folders of processes that died; work of steps and shuffles that are done, or no
     longer in the pipeline; outputs of nodes that the last run had not, where they are as those nodes left them. Never
-    documents, quarantine, outputs of the last run, what a stopped step goes on from, or what is not of the pipeline.
+    documents, what is in quarantine now, outputs of the last run, what a stopped step goes on from, or what is not of
+    the pipeline.
     Refused while a run is at work in the folder.
 
     Examples:
@@ -354,7 +341,8 @@ def gc(run: Path, /, dry_run: bool = False, shuffles: bool = False, older_than: 
         shuffles: remove RUN/shuffles too: entries on their way to annotations, made again when something needs them.
         older_than: only what was last changed so long ago, as 30m, 12h, 7d or 4w.
     """
+    from gristmill.base.durations import seconds_of
     from gristmill.datapipe.workflow import gc as module
 
-    age = module.seconds_of(older_than) if older_than else 0.0
+    age = seconds_of(older_than, "--older-than") if older_than else 0.0
     print("\n".join(module.table(module.gc(run, dry_run, shuffles, age), dry_run)))

@@ -1,4 +1,7 @@
-"""Why one document was kept or dropped: every rule with its value against the bounds, and every edit of its text."""
+"""Why one document was kept or dropped: every rule with its value against the bounds, and every edit of its text.
+
+Of one that is in quarantine: which stage could not handle it, or why it was not read.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from gristmill.base.errors import GristmillError
-from gristmill.base.files import read_json
 from gristmill.base.terminal import shown
 from gristmill.datapipe.arrow import compute as pc
-from gristmill.datapipe.policy import LOOKED_AT
+from gristmill.datapipe.policy import LOOKED_AT, QUARANTINED
+from gristmill.datapipe.select import written_policy
+from gristmill.datapipe.workflow.quarantine import listing, marks_of
 from gristmill.datapipe.workflow.stage import Inputs, open_run
 
 SNIPPET = 60
@@ -24,16 +28,12 @@ DOCUMENTS_SHOWN = 5
 
 
 def explain(run: Path, document: str) -> list[str]:
-    """The verdict, then a line per rule: passed, failed, or the one that decided.
+    """The verdict, then a line per rule: passed, failed, or the one that decided; or why it is in quarantine.
 
     Raises:
         GristmillError: no document has that id, or the run has no selection yet.
     """
-    if not (run / "selection" / "policy.json").exists():
-        raise GristmillError(f"{run}: no selection yet; run the pipeline first")
-    policy = read_json(run / "selection" / "policy.json")
-    if "policy" not in policy:
-        raise GristmillError(f"{run}: its selection is of an earlier version; run the pipeline again")
+    policy = written_policy(run)
     inputs = open_run(run)
     found = [
         (part, int(row))
@@ -41,9 +41,28 @@ def explain(run: Path, document: str) -> list[str]:
         for row in np.flatnonzero(pc.equal(inputs.part("documents", part, ("id",))["id"], document).to_numpy())
     ]
     if not found:
+        if unread := _unread(run, document):
+            return unread
         raise GristmillError(f"{run}: no document has the id {shown(document)!r}")
     lines = [line for part, row in found[:DOCUMENTS_SHOWN] for line in _row(inputs, policy, part, row)]
     return [*lines, f"{len(found)} documents have this id"] if len(found) > 1 else lines
+
+
+def _unread(run: Path, document: str) -> list[str]:
+    """What ingest says of a row by its file and number, which make the id where a row has none; or of rows that begin
+    with this id in quotes: what could not be read may have no id."""
+    quoted, lines = [json.dumps(document, ensure_ascii=ascii) for ascii in (True, False)], []
+    for path in sorted((run / "quarantine").glob("*.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            for entry in map(json.loads, file):
+                place = f"{entry['file']}:{entry['row']}"
+                if document == place or any(name in entry["sample"] for name in quoted):
+                    detail = f" ({shown(entry['detail'])})" if entry["detail"] else ""
+                    lines.append(f"{shown(document)}: quarantined, not read: {shown(entry['reason'])}{detail}")
+                    lines.append(f"  {shown(place)}, in {shown(path)}")
+                    if len(lines) >= 2 * DOCUMENTS_SHOWN:
+                        return lines
+    return lines
 
 
 def _row(inputs: Inputs, policy: Mapping[str, Any], part: str, row: int) -> list[str]:
@@ -64,11 +83,18 @@ def _row(inputs: Inputs, policy: Mapping[str, Any], part: str, row: int) -> list
         return f"not measured, as rule {values(selection)['reason']!r} drops the document before"
 
     document, chosen = values("documents"), values("selection")
-    verdict = "kept" if chosen["keep"] else f"dropped by rule {chosen['reason']!r}"
+    set_aside = chosen["reason"] == QUARANTINED
+    verdict = "kept" if chosen["keep"] else QUARANTINED if set_aside else f"dropped by rule {chosen['reason']!r}"
     lines = [
         f"{shown(document['id'])}: {verdict}",
         f"  source {shown(document['source'])}, {shown(document['file'])} row {document['row']}",
     ]
+    if set_aside:
+        return [
+            *lines,
+            *_marks(inputs, part, row, document["id"]),
+            "  no rule was asked: what was measured is not all of this document",
+        ]
     for rule in policy["rules"]:
         annotation, _, name = rule["column"].partition(".")
         found = values(annotation)
@@ -89,6 +115,18 @@ def _row(inputs: Inputs, policy: Mapping[str, Any], part: str, row: int) -> list
                 lines.append(f"  edit   {edit['column']}: {told_of(edit['column'])}")
             else:
                 lines += _edits(edit, document["text"].encode(), spans)
+    return lines
+
+
+def _marks(inputs: Inputs, part: str, row: int, document: str) -> list[str]:
+    """Which stages could not handle the document, and where their tracebacks are."""
+    aligned = [name for name, parts in inputs.parts.items() if parts == inputs.parts["documents"]]
+    reasons = [marks_of(inputs.folders[name] / part).get(row) for name in aligned]
+    lines = [f"  {reason}" for reason in dict.fromkeys(reasons) if reason is not None]
+    for folder in sorted((inputs.folders["documents"].parent / "quarantine").glob("*/")):
+        path = listing(folder, part)
+        if path.exists() and any(json.loads(line).get("id") == document for line in path.open(encoding="ascii")):
+            lines.append(f"  traceback in {shown(path)}")
     return lines
 
 

@@ -58,6 +58,8 @@ class Rule:
         return (self.column.partition(".")[0], *ranks.get(self.keep or "", ()))
 
 
+QUARANTINED = "quarantined"
+"""What stands for a rule where a stage could not handle the document: neither kept, nor dropped by any rule."""
 NO_TOKENS = Rule("no_tokens", "tokens.count", min=1.0)
 
 
@@ -121,14 +123,18 @@ Resolve = Callable[[str, str], float | None]
 @dataclass(frozen=True)
 class Decision:
     reason: NDArray[np.int16]
-    """[n] index of the first rule that dropped the document; -1 where it is kept."""
+    """[n] index of the first rule that dropped the document; -1 where it is kept, len(rule) where it is set aside."""
     bounds: dict[str, dict[str, Bounds]]
     """Per rule and source, the numbers that were applied."""
 
 
-def decide(policy: Policy, sources: NDArray[np.str_], column: Column, resolve: Resolve) -> Decision:
-    """Apply the rules in order to all rows at once."""
+def decide(
+    policy: Policy, sources: NDArray[np.str_], column: Column, resolve: Resolve, aside: NDArray[np.bool_] | None = None
+) -> Decision:
+    """Apply the rules in order to all rows at once; no rule is asked about those `aside`, nor are they of a cluster."""
     reason = np.full(len(sources), -1, np.int16)
+    if aside is not None:
+        reason[aside] = len(policy.rule)
     applied: dict[str, dict[str, Bounds]] = {}
     for index, rule in enumerate(policy.rule):
         alive = reason < 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from gristmill.base.config import from_mapping, load_toml
 from gristmill.base.errors import UsageError
-from gristmill.datapipe.policy import Policy, Rule
+from gristmill.datapipe.policy import QUARANTINED, Policy, Rule
 
 
 def load_policy(path: Path) -> Policy:
@@ -57,6 +57,8 @@ def _check_threshold(value: object, where: str) -> None:
 
 def _check_rule(rule: Rule, where: str) -> None:
     bounded = [rule, *rule.sources.values()]
+    if rule.name == QUARANTINED:
+        raise UsageError(f"{where}: so are documents called that a stage cannot handle; give the rule another name")
     if not rule.column:
         raise UsageError(f"{where} has no column")
     asks = any(b.min is not None or b.max is not None or b.allowed for b in bounded)

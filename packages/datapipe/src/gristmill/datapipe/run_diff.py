@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gristmill.base.config import check_range
 from gristmill.base.terminal import shown
+from gristmill.datapipe.policy import QUARANTINED
 from gristmill.datapipe.run_diff_changes import (
     MeasureChange,
     PolicyChange,
@@ -22,11 +23,23 @@ from gristmill.datapipe.run_diff_changes import (
     policy_changes,
     version_changes,
 )
-from gristmill.datapipe.run_diff_documents import ABSENT, KEPT, By, Names, Rows, Side, meet, mixed, nth, same_partitions
+from gristmill.datapipe.run_diff_documents import (
+    ABSENT,
+    ASIDE,
+    KEPT,
+    By,
+    Names,
+    Rows,
+    Side,
+    meet,
+    mixed,
+    nth,
+    same_partitions,
+)
 
 KINDS = (
     "kept in both", "dropped in both, same rule", "dropped in both, another rule", "newly kept", "newly dropped",
-    "only in A", "only in B",
+    "quarantined in both", "newly quarantined", "no longer quarantined", "only in A", "only in B",
 )  # fmt: skip
 MOST_SAMPLES = 1000
 SOURCES_SHOWN = 24
@@ -48,7 +61,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Value:
-    """What a rule looked at, and its bounds for the document's source: null where a run has no such rule."""
+    """What a rule looked at, and its bounds for the document's source: null where a run has no such rule.
+
+    Of QUARANTINED, which stage could not handle the document and why; no column and no bounds."""
 
     rule: str
     column: str
@@ -67,7 +82,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Change:
-    """Documents of one fate in A and another in B; `rule_a` and `rule_b` dropped them, where anything did."""
+    """Documents of one fate in A and another in B; `rule_a` and `rule_b` dropped them, where anything did, or are
+    QUARANTINED."""
 
     kind: str
     rule_a: str | None
@@ -110,7 +126,7 @@ def run_diff(run_a: Path, run_b: Path, samples: int = 3, by: By | None = None) -
         DataError: outputs of a run do not fit each other.
     """
     check_range("samples", samples, 0, MOST_SAMPLES)
-    fates, sources = Names(None, "\0absent"), Names()
+    fates, sources = Names(None, "\0absent", QUARANTINED), Names()
     a, b = Side(run_a, fates, sources), Side(run_b, fates, sources)
     tally = _Tally(samples)
     places = same_partitions(a, b)
@@ -182,6 +198,8 @@ def _picked(values: NDArray[Any], rows: NDArray[np.int64], missing: int) -> NDAr
 def _kind(a: int, b: int) -> str:
     if ABSENT in (a, b):
         return "only in A" if b == ABSENT else "only in B"
+    if ASIDE in (a, b):
+        return "quarantined in both" if a == b else "newly quarantined" if b == ASIDE else "no longer quarantined"
     if a == b:
         return "kept in both" if a == KEPT else "dropped in both, same rule"
     if KEPT in (a, b):
@@ -219,6 +237,10 @@ def _sample(a: Side, b: Side, dropped_by: Sequence[str | None], place_a: int, pl
     document, source = b.document(place_b) if place_b >= 0 else a.document(place_a)
     values = []
     for name in dict.fromkeys(rule for rule in dropped_by if rule is not None):
+        if name == QUARANTINED:
+            why = (side.why_aside(place) if place >= 0 else None for side, place in ((a, place_a), (b, place_b)))
+            values.append(Value(name, "", next(why), None, next(why), None))
+            continue
         rules = a.rules.get(name), b.rules.get(name)
         known = [rule for rule in rules if rule is not None]
         found: list[Any] = []
@@ -250,6 +272,8 @@ def table(diff: Diff) -> list[str]:
     width = max(len(name) for name in (*KINDS, *(f"  {shown(s)}" for g in diff.groups.values() for s in g.sources)))
     lines += ["", f"{'':<{width}} {'documents':>13} {'tokens in A':>16} {'tokens in B':>16}"]
     for kind, group in diff.groups.items():
+        if QUARANTINED in kind and not group.count.documents:
+            continue
         few = list(group.sources.items())[:SOURCES_SHOWN]
         for name, count in ((kind, group.count), *((f"  {shown(source)}", count) for source, count in few)):
             lines.append(f"{name:<{width}} {count.documents:>13,} {count.tokens_a:>16,} {count.tokens_b:>16,}")
@@ -266,8 +290,9 @@ def table(diff: Diff) -> list[str]:
 
 
 def _change_lines(change: Change) -> Iterator[str]:
-    rules = ((run, rule) for run, rule in (("A", change.rule_a), ("B", change.rule_b)) if rule is not None)
-    told = ", ".join(f"dropped by {shown(rule)} in {run}" for run, rule in rules) or "kept"
+    rules = [(run, rule) for run, rule in (("A", change.rule_a), ("B", change.rule_b)) if rule is not None]
+    deeds = (rule if rule == QUARANTINED else f"dropped by {shown(rule)}" for _, rule in rules)
+    told = ", ".join(f"{deed} in {run}" for deed, (run, _) in zip(deeds, rules)) or "kept"
     count = change.group.count
     yield (
         f"  {change.kind}, {told}: {count.documents:,} documents, {max(count.tokens_a, count.tokens_b):,} tokens "
@@ -276,6 +301,9 @@ def _change_lines(change: Change) -> Iterator[str]:
     for sample in change.samples:
         yield f"    {shown(sample.id)} ({shown(sample.source)})"
         for value in sample.values:
+            if value.rule == QUARANTINED:
+                yield f"      {QUARANTINED}: {_said(value.a)} -> {_said(value.b)}"
+                continue
             sides = ((value.a, value.bounds_a), (value.b, value.bounds_b))
             a, b = (
                 f"{_said(found)} ({'no such rule' if bounds is None else _said(bounds)})" for found, bounds in sides

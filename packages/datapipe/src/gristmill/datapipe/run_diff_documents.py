@@ -17,19 +17,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gristmill.base.errors import DataError, GristmillError, UsageError
-from gristmill.base.files import read_json
 from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.dedup.urls import keys as hashes_of
+from gristmill.datapipe.select import written_policy
 from gristmill.datapipe.workflow import buckets
 from gristmill.datapipe.workflow.buckets import Ranges
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
+from gristmill.datapipe.workflow.quarantine import marks_of
+from gristmill.datapipe.workflow.record import read_record
 from gristmill.datapipe.workflow.stage import open_run
 
 By = Literal["id", "row", "text"]
 IDENTITY: dict[By, tuple[str, str]] = {"id": ("id", "source"), "row": ("file", "row"), "text": ("text", "source")}
 """What makes two documents the same one, from what is best to what is always there."""
-KEPT, ABSENT = 0, 1
-"""Fates that are no rules; a rule's comes after them."""
+KEPT, ABSENT, ASIDE = 0, 1, 2
+"""Fates that are no rules; a rule's comes after them. Set aside is what a stage could not handle (QUARANTINED)."""
 SPOOLED = 1 << 20
 """Documents that are brought together before they are written to buckets."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -68,11 +70,9 @@ class Side:
         nodes = ("selection", "tokens") if self._counts_tokens else ("selection",)
         if not path.exists() or any(self.inputs.parts.get(name) != self.parts for name in nodes):
             raise GristmillError(f"{run}: no selection of all its documents yet; run the pipeline to its end")
-        self.policy = read_json(path)
-        if "policy" not in self.policy:
-            raise GristmillError(f"{path}: of an earlier version; run the pipeline again")
+        self.policy = written_policy(run)
         self.rules = {rule["name"]: rule for rule in self.policy["rules"]}
-        self.record = read_json(run / "run.json")
+        self.record = read_record(run)
         self._ledger = Ledger(run)
         read = self.entries("documents").values()
         self.sha256 = {part["name"]: part["sha256"] for entry in read for part in entry.counts["parts"]}
@@ -131,6 +131,10 @@ class Side:
         table = self.inputs.part(annotation, part, (name,))
         value = table[name][place & 0xFFFFFFFF].as_py() if name in table.column_names else "not measured"
         return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+    def why_aside(self, place: int) -> str | None:
+        """Which stage could not handle the document, and its error; None where none had to."""
+        return marks_of(self.inputs.folders["selection"] / self.parts[place >> 32]).get(place & 0xFFFFFFFF)
 
 
 def _hashed(column: pa.ChunkedArray) -> NDArray[np.uint64]:

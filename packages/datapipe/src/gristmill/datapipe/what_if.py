@@ -12,10 +12,9 @@ import numpy as np
 
 from gristmill.base.config import nearest, to_mapping
 from gristmill.base.errors import GristmillError, UsageError
-from gristmill.base.files import read_json
-from gristmill.datapipe.policy import LOOKED_AT, Policy
+from gristmill.datapipe.policy import LOOKED_AT, QUARANTINED, Policy
 from gristmill.datapipe.policy_file import load_policy, read_policy
-from gristmill.datapipe.select import apply, sources_of, tokens_of
+from gristmill.datapipe.select import apply, sources_of, tokens_of, written_policy
 from gristmill.datapipe.workflow.stage import Inputs, open_run
 
 
@@ -46,6 +45,8 @@ class LookedAt:
 class Answer:
     kept: tuple[Share, ...]
     """All, then each source."""
+    quarantined: Share
+    """What a stage could not handle of what the policy reads."""
     dropped: tuple[Share, ...]
     """By each rule of either policy."""
     newly_kept: tuple[str, ...]
@@ -64,7 +65,7 @@ def policy_of(run: Path, file: Path | None, changes: Sequence[str], without: Seq
         UsageError: a change names no rule or key, or leaves a policy that makes no sense.
         GristmillError: the run has no selection yet.
     """
-    policy = _written(run) if file is None else to_mapping(load_policy(file).asking())
+    policy = written_policy(run)["policy"] if file is None else to_mapping(load_policy(file).asking())
     rules = {rule["name"]: rule for rule in policy["rule"]}
     for name in without:
         if name not in rules:
@@ -73,16 +74,6 @@ def policy_of(run: Path, file: Path | None, changes: Sequence[str], without: Seq
         _change(rules, change)
     policy["rule"] = [rule for rule in policy["rule"] if rule["name"] not in without]
     return read_policy(policy, "--set")
-
-
-def _written(run: Path) -> dict[str, Any]:
-    path = run / "selection" / "policy.json"
-    if not path.exists():
-        raise GristmillError(f"{run}: no selection yet; run the pipeline first")
-    policy = read_json(path).get("policy")
-    if policy is None:
-        raise GristmillError(f"{path}: of an earlier version; run the pipeline again, or give --policy")
-    return policy
 
 
 def _change(rules: dict[str, dict[str, Any]], change: str) -> None:
@@ -110,7 +101,7 @@ def what_if(run: Path, policy: Policy, samples: int = 5, seed: int = 0) -> Answe
     Raises:
         GristmillError: the policy reads a column that this run never measured, or measured in another way.
     """
-    inputs, written = open_run(run), _written(run)
+    inputs, written = open_run(run), written_policy(run)["policy"]
     unknown = [name for name in policy.annotations() if name not in inputs.folders]
     if unknown:
         raise GristmillError(f"{run}: the run measured no {', '.join(unknown)}: run the pipeline with this policy")
@@ -123,7 +114,7 @@ def what_if(run: Path, policy: Policy, samples: int = 5, seed: int = 0) -> Answe
             "run the pipeline with it, into another folder"
         )
     now = inputs.table("selection", ("keep", "reason"))
-    names = [rule.name for rule in policy.rule]
+    names = [*(rule.name for rule in policy.rule), QUARANTINED]
     then = apply(policy, inputs).reason
     reasons = now["reason"].to_numpy(zero_copy_only=False)
     sources, tokens = sources_of(inputs), tokens_of(inputs).astype(np.int64)
@@ -135,10 +126,11 @@ def what_if(run: Path, policy: Policy, samples: int = 5, seed: int = 0) -> Answe
         )  # fmt: skip
 
     known = dict.fromkeys([*names, *(name for name in np.unique(reasons[~stays].astype(str)))])
-    dropped = [
-        share(name, reasons == name, then == names.index(name) if name in names else np.zeros(len(then), bool))
+    by_name = {
+        name: share(name, reasons == name, then == names.index(name) if name in names else np.zeros(len(then), bool))
         for name in known
-    ]
+    }
+    quarantined = by_name.pop(QUARANTINED)
     kept = [share("(all)", stays, would)]
     kept += [share(str(s), stays & (sources == s), would & (sources == s)) for s in np.unique(sources)]
     generator = np.random.Generator(np.random.PCG64(seed))
@@ -150,7 +142,15 @@ def what_if(run: Path, policy: Policy, samples: int = 5, seed: int = 0) -> Answe
     newly_kept = tuple(ids[row] for row in gained.tolist())
     edits = to_mapping(policy)["edit"]
     otherwise = looked_otherwise(inputs, read_policy(written, str(run)), policy)
-    return Answer(tuple(kept), tuple(dropped), newly_kept, newly_dropped, edits != written["edit"], otherwise)
+    return Answer(
+        tuple(kept),
+        quarantined,
+        tuple(by_name.values()),
+        newly_kept,
+        newly_dropped,
+        edits != written["edit"],
+        otherwise,
+    )
 
 
 def looked_otherwise(inputs: Inputs, written: Policy, policy: Policy) -> tuple[LookedAt, ...]:
@@ -180,9 +180,15 @@ def table(answer: Answer) -> list[str]:
     """The answer as text."""
     from gristmill.base.terminal import shown
 
-    width = max(len(name) for name in ("dropped by", *(shown(row.name) for row in (*answer.kept, *answer.dropped))))
+    aside = answer.quarantined
+    width = max(
+        len(name) for name in ("dropped by", *(shown(row.name) for row in (*answer.kept, aside, *answer.dropped)))
+    )
     lines = []
-    for title, rows in (("kept", answer.kept), ("dropped by", answer.dropped)):
+    sections = [("kept", answer.kept), ("dropped by", answer.dropped)]
+    if aside.documents or aside.documents_then:
+        sections.insert(1, ("neither", (aside,)))
+    for title, rows in sections:
         lines.append(f"{title:<{width}}  {'documents':>12} {'then':>12} {'change':>9} {'tokens':>15} {'then':>15}")
         lines += [
             f"{shown(row.name):<{width}}  {row.documents:>12,} {row.documents_then:>12,} "

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from gristmill.base.errors import DataError, GristmillError
 
 Array = np.ndarray
+QUARANTINED = "quarantined"  # the reason of documents that a stage could not handle: neither kept nor dropped
 HASHES = {"sketch"}  # annotations that hold hashes for the deduplication to compare: numbers, but no measurements
 
 
@@ -198,6 +199,12 @@ def _kind(kind: pa.DataType) -> str | None:
     if pa.types.is_dictionary(kind):
         return _kind(kind.value_type)
     return "label" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
+
+
+def set_aside(reason: tuple[Array, list[str]]) -> Array:
+    """Which rows are QUARANTINED, of their reasons as labels."""
+    codes, names = reason
+    return codes == names.index(QUARANTINED) if QUARANTINED in names else np.zeros(len(codes), dtype=bool)
 
 
 def _numpy(array: Any) -> Array:

@@ -20,10 +20,10 @@ IDENTIFIERS = {"cluster"}  # numbers that name something; their median means not
 LABELS_SHOWN = 12
 
 
-def kept_and_dropped(rows: Rows, keep: Array | None) -> dict[str, Any]:
+def kept_and_dropped(rows: Rows, keep: Array | None, set_aside: Array) -> dict[str, Any]:
     """Per numeric column the 10th, 50th and 90th percentile of kept and of dropped, and the share measured.
 
-    A flag has its share of yes instead, three times.
+    A flag has its share of yes instead, three times. What is `set_aside` was neither kept nor dropped.
     """
     if not rows.columns:
         raise NotThere("annotations/", "the annotating stages")
@@ -33,7 +33,7 @@ def kept_and_dropped(rows: Rows, keep: Array | None) -> dict[str, Any]:
             continue
         values = rows.numbers(column.folder, column.name)
         known = np.isfinite(values)
-        sides = {"kept": known & keep, "dropped": known & ~keep} if keep is not None else {"all": known}
+        sides = {"kept": known & keep, "dropped": known & ~keep & ~set_aside} if keep is not None else {"all": known}
         out.append(
             {
                 "stage": column.stage,

@@ -19,12 +19,13 @@ import pyarrow as pa
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
 from gristmill.report import artifacts, comparison, duplicates, heads, measures, samples, training
-from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file
+from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
 
 T = TypeVar("T")
 Panel = dict[str, Any]
 Labels = tuple[Array, list[str]]
 SPLITS = ("fit", "select", "certify", "audit")  # of the graded sample, in the order in which the scorer uses them
+NO_DIMENSIONS = {"mass", "seconds", "weight"}  # columns of grades that are no grade, though they are floats
 EXAMPLES_PER_REASON, QUARANTINE_LINES, SNIPPET = 5, 20_000, 400
 
 
@@ -157,7 +158,7 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
     )
     return {
         "rows": {"documents": rows.total} | _kept(keep, tokens),
-        "measures": _panel(lambda: measures.kept_and_dropped(rows, keep)),
+        "measures": _panel(lambda: measures.kept_and_dropped(rows, keep, set_aside(reason))),
         "scores": _panel(lambda: measures.score_histograms(rows, source, calibration, tokens)),
         "oracle": _panel(lambda: _oracle(run, rows)),
         "duplicates": clusters,
@@ -215,7 +216,9 @@ def _oracle(run: Path, rows: Rows | None) -> Panel:
     if not paths:
         raise NotThere("labels/grades/", "the grade stage (the oracle)")
     schema = open_file(paths[0]).schema_arrow
-    dimensions = [field.name for field in schema if pa.types.is_floating(field.type)]
+    dimensions = [
+        field.name for field in schema if pa.types.is_floating(field.type) and field.name not in NO_DIMENSIONS
+    ]
     columns = [*dimensions, *(name for name in ("status", "engine") if name in schema.names)]
     grades = pa.concat_tables(read_file(path, columns) for path in paths)
     values = {name: grades.column(name).to_numpy().astype(np.float64) for name in dimensions}
@@ -261,7 +264,11 @@ def _quarantine(run: Path) -> Panel:
                 if number >= QUARANTINE_LINES or not line.endswith("\n"):
                     break
                 entry = json.loads(line)
-                reason = str(entry.get("reason"))
+                # A document that a stage could not handle; else a row that ingest could not read.
+                stage, detail = entry.get("stage"), entry.get("detail")
+                reason = f"stage {stage}" if stage else str(entry.get("reason"))
+                if stage:
+                    detail = f"{entry.get('id')}: {entry.get('reason')}"
                 counts[reason] = counts.get(reason, 0) + int(entry.get("rows") or 1)  # of a torn file, all its rows
                 if len(examples.setdefault(reason, [])) < EXAMPLES_PER_REASON:
                     sample = entry.get("sample")
@@ -270,13 +277,15 @@ def _quarantine(run: Path) -> Panel:
                             "file": entry.get("file"),
                             "row": entry.get("row"),
                             "rows": entry.get("rows") or 1,
-                            "detail": entry.get("detail") or None,
+                            "detail": detail or None,
                             "sample": str(sample)[:SNIPPET] if sample else None,
                         }
                     )
     by_reason = told.get("by_reason") or counts
+    unhandled = sum(count for reason, count in by_reason.items() if reason.startswith("stage "))
     return {
         "total": told.get("total", sum(by_reason.values())),
+        "unhandled": unhandled,
         "documents": told.get("documents"),
         "reasons": [
             {"reason": reason, "count": count, "examples": examples.get(reason, [])}
@@ -309,6 +318,7 @@ def _overview(
         "tokens": first.get("tokens", rows.get("tokens")),
         "tokens_kept": last.get("tokens", rows.get("tokens_kept")),
         "quarantined": quarantine.get("total"),
+        "unhandled": quarantine.get("unhandled"),
         "verdict": comparison.verdict(compared),
     }
 

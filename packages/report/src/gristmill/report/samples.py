@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gristmill.report.columns import Array, Column, Rows
+from gristmill.report.columns import QUARANTINED, Array, Column, Rows, set_aside
 from gristmill.report.heads import ALL
 
 TEXT_LIMIT = 1600  # characters of a document that are shown
@@ -92,24 +92,28 @@ def choose(
 
     Rules come in the order of `order` (the policy's), then those that it does not name.
     """
+    codes, names = reason
+    refused = ~keep & ~set_aside(reason)
     views = [
         {
             "name": "Chosen at random",
             "group": "random",
             "about": f"Drawn with seed {seed}; each document of a side is equally likely.",
             "kept": _draw(np.flatnonzero(keep), AT_RANDOM, seed, "kept"),
-            "dropped": _draw(np.flatnonzero(~keep), AT_RANDOM, seed, "dropped"),
+            "dropped": _draw(np.flatnonzero(refused), AT_RANDOM, seed, "dropped"),
         }
     ]
-    codes, names = reason
     ranks = {name: rank for rank, name in enumerate(order)}
     for code, name in sorted(enumerate(names), key=lambda item: ranks.get(item[1], len(ranks))):
         dropped = np.flatnonzero(~keep & (codes == code))
+        deed = (
+            f"Dropped first by the rule {name}" if name != QUARANTINED else "Set aside: a stage could not handle them"
+        )
         views.append(
             {
                 "name": name,
                 "group": "rule",
-                "about": f"Dropped first by the rule {name}, beside kept documents of the same sources.",
+                "about": f"{deed}, beside kept documents of the same sources.",
                 "kept": _draw(
                     np.flatnonzero(keep & np.isin(source[0], source[0][dropped])), PER_RULE, seed, f"kept {name}"
                 ),
@@ -120,7 +124,7 @@ def choose(
         values = rows.numbers(bound["folder"], bound["column"])
         limit = _limits(bound, source)
         margin = values - limit if bound["side"] == "min" else limit - values  # >= 0 passes
-        failed = (codes == names.index(bound["rule"])) if bound["rule"] in names else ~keep
+        failed = (codes == names.index(bound["rule"])) if bound["rule"] in names else refused
         views.append(
             {
                 "name": bound["name"],

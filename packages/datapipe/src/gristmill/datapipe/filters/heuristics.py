@@ -98,6 +98,50 @@ FAMILIES: dict[str, Callable[[Batch], Columns]] = {
     "bad_words": lambda batch: bad_words(batch.texts, batch.config.bad_words),
 }
 
+_COUNT, _SHARE, _FLAG, _WORD, _SPANS = pa.int32(), pa.float32(), pa.bool_(), pa.string(), pa.list_(pa.int32())
+_REPEATED = " ".join([*(f"top_{n}_gram" for n in (2, 3, 4)), *(f"duplicate_{n}_gram" for n in range(5, 11))])
+
+
+def _named(prefix: str, *columns: tuple[pa.DataType, str]) -> list[tuple[str, pa.DataType]]:
+    return [(prefix + name, kind) for kind, names in columns for name in names.split()]
+
+
+LENGTHS = _named(
+    "", (_COUNT, "bytes characters words lines"), (_SHARE, "mean_word_length alphabetic digits symbols whitespace"),
+    (_WORD, "unmeasured"),
+)  # fmt: skip
+# What each family writes, known without loading a kernel.
+COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
+    "gopher": _named(
+        "gopher_", (_COUNT, "words"),
+        (_SHARE, "mean_word_length hashes ellipses bullet_lines ellipsis_lines alphabetic_words"),
+        (_COUNT, "stop_words"),
+    ),
+    "repetition": _named(
+        "repetition_", (_SHARE, f"lines line_characters paragraphs paragraph_characters {_REPEATED}")
+    ),
+    "c4": _named(
+        "c4_", (_COUNT, "lines lines_kept sentences lines_long_word lines_no_terminal lines_few_words"),
+        (_COUNT, "lines_javascript lines_policy"), (_FLAG, "lorem_ipsum curly_bracket"), (_WORD, "stop"),
+        (_COUNT, "long_lines"), (_SPANS, "cut"),
+    ),
+    "fineweb": _named("fineweb_", (_SHARE, "terminal_lines short_lines duplicate_characters newlines_per_word")),
+    "olmo3": [
+        *_named("olmo3_", (_COUNT, "words")),
+        *_named("olmo3_", (_SHARE, "mean_word_length symbols bullet_lines ellipsis_lines other_words")),
+        *_named("olmo3_", (_COUNT, "stop_words")),
+        *_named("olmo3_repetition_", (_SHARE, f"lines line_bytes paragraphs paragraph_bytes {_REPEATED}")),
+        *_named("olmo3_", (_COUNT, "lines_cut"), (_SHARE, "words_removed"), (_SPANS, "cut")),
+        *_named("olmo3_", (_COUNT, "sentences listed cursed"), (_SHARE, "questionable")),
+    ],
+    "bad_words": [("c4_bad_words", _COUNT)],
+}  # fmt: skip
+
+
+def schema(config: HeuristicsConfig) -> pa.Schema:
+    """The columns of heuristics()."""
+    return pa.schema([*LENGTHS, *(column for family in config.families for column in COLUMNS[family])])
+
 
 def heuristics(texts: pa.ChunkedArray | pa.Array, config: HeuristicsConfig) -> pa.Table:
     """One row per text: the lengths (filters.length), `unmeasured`, and the columns of each family, named after it.

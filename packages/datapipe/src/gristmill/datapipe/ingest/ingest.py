@@ -142,7 +142,7 @@ class IngestJob:
         documents = sum(part["rows"] for part in parts.written)
         counts = {"parts": parts.written, "quarantined": dict(sorted(reasons.items()))}
         entry = Entry(piece.fingerprint, "", documents, 0, round(time.monotonic() - started, 3), counts)
-        return {"entry": vars(entry), "documents": documents}
+        return {"entry": vars(entry), "rows": documents}
 
 
 def write_inputs(path: Path, pieces: Sequence[Piece], entries: Sequence[Entry]) -> None:

@@ -14,15 +14,18 @@ from pathlib import Path
 
 from gristmill.datapipe.ingest.splitting import Piece
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
+from gristmill.datapipe.workflow.quarantine import listing
 
 DOCUMENTS, QUARANTINE = "documents", "quarantine"
 Renames = list[tuple[Path, Path]]
 
 
 def is_read(run: Path, ledger: Ledger, piece: Piece) -> bool:
-    """Whether the ledger has the piece as it is now, and all its partitions are there."""
+    """Whether the ledger has the piece as it is now, and its partitions are there, and what it has in quarantine."""
     entry = ledger.read(DOCUMENTS, piece.key)
-    return entry is not None and entry.fingerprint == piece.fingerprint and _is_there(run, entry)
+    if entry is None or entry.fingerprint != piece.fingerprint:
+        return False
+    return _is_there(run, entry) and (run / QUARANTINE / f"{piece.key}.jsonl").exists()
 
 
 def rename(run: Path, ledger: Ledger, pieces: Sequence[Piece], stages: Mapping[str, str]) -> int:
@@ -49,6 +52,10 @@ def rename(run: Path, ledger: Ledger, pieces: Sequence[Piece], stages: Mapping[s
             outputs += [(Path(folder, old), Path(folder, name)) for old, name in names.items()]
         for stage in stages:
             of_stage = Path("ledger", stage)
+            outputs += [
+                (listing(Path(QUARANTINE, stage), old), listing(Path(QUARANTINE, stage), name))
+                for old, name in names.items()
+            ]
             entries += [(of_stage / f"{old}.json", of_stage / f"{name}.json") for old, name in names.items()]
     # All leave their old names before any takes its new one, which may be the old one of another. An output is never
     # where an entry could vouch for it that was written for something else: entries leave last, and come back last.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gristmill.base.errors import DataError
-from gristmill.base.files import fingerprint, read_json, write_json
+from gristmill.base.files import fingerprint, read_object, write_json
 from gristmill.datapipe.ingest import parquet
 from gristmill.datapipe.ingest.inputs import InputFile
 from gristmill.datapipe.ingest.rows import Span
@@ -127,7 +127,7 @@ class Seen:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._kept: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+            self._kept: dict[str, dict[str, Any]] = read_object(path) if path.exists() else {}
         except DataError:  # it only saves time
             self._kept = {}
         self._known = dict(self._kept)

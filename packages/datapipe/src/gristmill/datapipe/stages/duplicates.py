@@ -257,9 +257,10 @@ class NearPairs(_Compared):
 class JoinPairs(Step):
     """NAME: cluster, size, similarity (the largest to a member that it was compared with; null where it has none)."""
 
-    def __init__(self, name: str, pairs: str) -> None:
+    def __init__(self, name: str, pairs: str, made_of: tuple[str, ...] = ()) -> None:
+        """`made_of`: row-aligned annotations that the pairs come of, whose marks of quarantined documents go along."""
         self.name, self.folder, self.config = name, f"annotations/{name}", None
-        self.requires = ("exact", pairs)
+        self.requires = ("exact", pairs, *made_of)
         self._pairs = pairs
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:

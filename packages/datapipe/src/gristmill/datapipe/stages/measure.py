@@ -17,7 +17,7 @@ from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.filters import code, markup, pii, secrets, toxicity, url
 from gristmill.datapipe.filters.bad_words import words_path
 from gristmill.datapipe.filters.classifier import ClassifierConfig, FastTextClassifier
-from gristmill.datapipe.filters.heuristics import HeuristicsConfig, heuristics
+from gristmill.datapipe.filters.heuristics import HeuristicsConfig, heuristics, schema
 from gristmill.datapipe.filters.language import LanguageConfig, LanguageIdentifier, model_path
 from gristmill.datapipe.filters.perplexity import PerplexityConfig, PerplexityModel
 from gristmill.datapipe.text.buffers import batches, text_of
@@ -81,7 +81,7 @@ class Heuristics(Stage):
         return (words_path(self._heuristics.bad_words),) if "bad_words" in self._heuristics.families else ()
 
     def writes(self) -> pa.Schema:
-        return self.annotate(_NOTHING, {}).schema
+        return schema(self._heuristics)
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
         return heuristics(table["text"], self._heuristics)

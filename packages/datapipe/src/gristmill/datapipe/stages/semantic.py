@@ -91,4 +91,4 @@ class SemanticPairs(Shuffle):
 
 def semantic_nodes(config: SemanticConfig) -> list[Node]:
     """semantic: documents whose states are alike; needs a stage `states` and exact_nodes()."""
-    return [Centroids(config), SemanticPairs(config), JoinPairs("semantic", "semantic_pairs")]
+    return [Centroids(config), SemanticPairs(config), JoinPairs("semantic", "semantic_pairs", ("states",))]

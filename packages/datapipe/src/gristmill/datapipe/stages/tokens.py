@@ -14,6 +14,7 @@ from gristmill.base.files import atomic_path
 from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.policy import Edit
 from gristmill.datapipe.text import spans
+from gristmill.datapipe.workflow.quarantine import marks_in
 from gristmill.datapipe.workflow.stage import Inputs, Stage, Step
 from gristmill.shards.manifest import numpy_dtype
 from gristmill.shards.tokenizer import load_tokenizer, tokenizer_info
@@ -64,7 +65,9 @@ class TrainTokenizer(Step):
         for part in parts:
             table = inputs.part("documents", part, ("text", "source"))
             previous = {name: inputs.part(name, part) for name in self.requires[1:]}
-            yield edited(table, previous, self._edits).take(np.arange(-start % step, len(table), step)).to_pylist()
+            rows = np.arange(-start % step, len(table), step)
+            unknown = [row for other in previous.values() for row in marks_in(other.schema.metadata)]  # what to edit
+            yield edited(table, previous, self._edits).take(np.setdiff1d(rows, unknown)).to_pylist()
             start += len(table)
 
 

@@ -1,8 +1,9 @@
 """What of a run folder no run needs, and its removal: half-written files, abandoned work, outputs of former nodes.
 
 Nothing goes but what a runner wrote and can be told by: temporary names in the folders of its nodes, and outputs that
-the ledger vouches for. Documents, quarantine and what the last run names stay, and so does whatever anyone else put
-there. Links are not followed: what lies behind one is not the run's.
+the ledger vouches for, with the listings of what their stages could not handle. Documents, other quarantine and what
+the last run names stay, and so does whatever anyone else put there. Links are not followed: what lies behind one is
+not the run's.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gristmill.base.errors import GristmillError, UsageError
-from gristmill.base.files import read_json, sha256_file, sha256_folder
+from gristmill.base.errors import GristmillError
+from gristmill.base.files import sha256_file, sha256_folder
 from gristmill.base.terminal import shown
-from gristmill.datapipe.workflow.ledger import Ledger
+from gristmill.datapipe.workflow.ledger import Ledger, read_listing
 from gristmill.datapipe.workflow.lock import RunLock
-from gristmill.datapipe.workflow.record import FORMAT
+from gristmill.datapipe.workflow.record import read_record
 
 HALF_WRITTEN = re.compile(r"\.(?P<of>.+)\.(?P<kind>tmp|old|removed)-(?P<process>\d+)(?:-\d+)?")
 """Names that base.files, checkpoints and this file give to what is not in its place yet, or not any more."""
@@ -34,7 +35,6 @@ HALF = "half-written"
 NOT_OUTPUTS = ("documents", "quarantine", "ledger", "report")
 WRITING_SECONDS = 3600.0
 """A process that lives, and whose temporary file changed so lately, may be writing it: a page is built without lock."""
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,6 @@ def gc(run: Path, dry_run: bool = False, shuffles: bool = False, older_than: flo
     return Swept(_by_folder(freed), tuple(kept))
 
 
-def seconds_of(given: str) -> float:
-    """Raises UsageError where it is no time as 90s, 30m, 12h, 7d or 4w."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", given)
-    if not found:
-        raise UsageError(f"--older-than {given}: write 30m, 12h, 7d or 4w")
-    return float(found[1]) * UNITS[found[2]]
-
-
 def table(swept: Swept, dry_run: bool) -> list[str]:
     """The answer as text."""
     width = max((len(f"{item.bytes:,}") for item in (*swept.freed, *swept.kept)), default=0)
@@ -135,13 +127,9 @@ def table(swept: Swept, dry_run: bool) -> list[str]:
 
 
 def _read(run: Path, root: Path) -> _Run:
-    record = read_json(root / "run.json")
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise GristmillError(f"{run}: run.json is not of a pipeline's run ({FORMAT}); nothing was removed")
-    nodes = record["nodes"]
+    nodes = read_record(root)["nodes"]
     kinds, status = ({node["name"]: node[key] for node in nodes} for key in ("kind", "status"))
-    former = root / "ledger" / "former.json"
-    listed = read_json(root / "ledger" / "outputs.json"), read_json(former) if former.exists() else {}
+    listed = (read_listing(root / "ledger" / name) for name in ("outputs.json", "former.json"))
     return _Run(root, kinds, status, *listed)
 
 
@@ -204,8 +192,12 @@ def _former(run: _Run) -> Iterator[_Found]:
             yield _Found(folder, f"no node {name} any more, but it is not as that node left it", keep=True)
         else:
             entries.add(name)
-            if folder:
-                yield _Found(folder, f"no node {name} any more")
+            listed = run.inside(f"quarantine/{name}")
+            if listed and not all(re.fullmatch(r"part-.+\.jsonl", path.name) for path in listed.iterdir()):
+                listed = None
+            for gone in (folder, listed):
+                if gone:
+                    yield _Found(gone, f"no node {name} any more")
         for path in _folders(ledger) if ledger else []:
             if path.name in entries:
                 yield _Found(path, f"no node {name} any more")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,15 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gristmill.base.errors import GristmillError
-from gristmill.base.files import atomic_path, replace_folder, sha256_file, sha256_folder
-from gristmill.datapipe.workflow import buckets
+from gristmill.base.files import atomic_path, replace_folder, sha256_file, sha256_folder, writing
+from gristmill.datapipe.workflow import buckets, quarantine
 from gristmill.datapipe.workflow.ledger import Entry
 from gristmill.datapipe.workflow.stage import Inputs, Shuffle, Stage, Step, read_part
 
 
 @dataclass
 class StageJob:
-    """One partition of a stage: read its rows, annotate them, write the rows that come back."""
+    """One partition of a stage: read its rows, annotate them, write the rows that come back.
+
+    Documents that the stage cannot handle are listed in `quarantine` and marked; see workflow.quarantine.
+    """
 
     stage: Stage
     over: Path
@@ -29,6 +34,7 @@ class StageJob:
     needs: dict[str, Path]
     folder: Path
     keys: dict[str, str]
+    quarantine: Path
 
     @property
     def name(self) -> str:
@@ -45,10 +51,12 @@ class StageJob:
         started = time.monotonic()
         table = read_part(self.over / part, self.stage.columns)
         previous = {name: read_part(folder / part) for name, folder in self.requires.items()}
-        result = self.stage.annotate(table, previous)
-        if result.num_rows != table.num_rows:
-            raise GristmillError(f"stage {self.stage.name!r} returned {result.num_rows} rows for {table.num_rows}")
-        return _write_part(self.folder / part, result, self.keys[part], started)
+        name_of = functools.partial(quarantine.name_of, self.over / part)
+        result, faults = quarantine.annotate(self.stage, table, previous, name_of)
+        quarantine.write_listing(quarantine.listing(self.quarantine, part), self.name, self.over / part, faults)
+        marks = quarantine.together([_marks((table, *previous.values())), {row: f.reason for row, f in faults.items()}])
+        counts = {"quarantined": len(faults)} if faults else {}
+        return _write_part(self.folder / part, quarantine.marked(result, marks), self.keys[part], started, counts)
 
 
 @dataclass
@@ -107,7 +115,7 @@ class GatherJob(_ShuffleJob):
 
     def __call__(self, piece: str) -> dict[str, Any]:
         started = time.monotonic()
-        ranges, counts, tables = self.buckets[piece], Counter[str](), []
+        ranges, counts, tables, marks = self.buckets[piece], Counter[str](), [], quarantine.Marks()
         entries = buckets.read([self.scattered / part for part in self.parts], ranges)
         if not self.onto:
             tables.append(self._gather(entries, buckets.Bucket(), {}, counts))
@@ -117,7 +125,9 @@ class GatherJob(_ShuffleJob):
                 own = entries if len(ranges) == 1 else entries.filter(pa.array(where == index))
                 previous = _read_aligned(self.beside, self.shuffle.beside, self.onto[index])
                 tables.append(self._gather(own, self.ranges.bucket(index), previous, counts))
-        return _write_part(self.folder / piece, pa.concat_tables(tables), self.keys[piece], started, counts)
+                marks = _marks(previous.values()) if self.shuffle.aligned else {}  # a piece is one partition then
+        result = quarantine.marked(pa.concat_tables(tables), marks)
+        return _write_part(self.folder / piece, result, self.keys[piece], started, counts)
 
     def _gather(
         self, entries: pa.Table, bucket: buckets.Bucket, previous: Mapping[str, pa.Table], counts: Counter[str]
@@ -149,7 +159,11 @@ class StepJob:
 
     def __call__(self, _piece: str) -> dict[str, Any]:
         started = time.monotonic()
-        counts = self.step.run(self.inputs, self.work)
+        if not self.step.resumes:  # an attempt may have died here
+            shutil.rmtree(self.work, ignore_errors=True)
+        with writing(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+            counts = self.step.run(self.inputs, self.work)
         sha256 = sha256_folder(self.work)
         replace_folder(self.work, self.folder)
         seconds = round(time.monotonic() - started, 3)
@@ -160,6 +174,10 @@ def _read_aligned(
     folders: Mapping[str, Path], columns: Mapping[str, tuple[str, ...]], part: str
 ) -> dict[str, pa.Table]:
     return {name: read_part(folder / part, columns[name]) for name, folder in folders.items()}
+
+
+def _marks(tables: Iterable[pa.Table]) -> quarantine.Marks:
+    return quarantine.together(quarantine.marks_in(table.schema.metadata) for table in tables)
 
 
 def _write_part(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Output:
     """File name of each partition, in row order, to its content hash. Empty where the output has no partitions."""
     rows: dict[str, int]
     """File name of each partition to its rows."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """File name of each partition that has any, to how many of its rows the stage could not handle."""
 
 
 Outputs = Mapping[str, Output]
@@ -129,11 +131,18 @@ def output_of(ledger: Ledger, node: Node, keys: Mapping[str, str], folder: Path)
     entries = {piece: ledger.read(node.name, piece) for piece in keys}
     parts = {piece: entry.sha256 for piece, entry in entries.items() if entry is not None}
     rows = {piece: entry.rows for piece, entry in entries.items() if entry is not None}
-    return output_by(folder, parts, rows)
+    bad = {
+        piece: entry.counts["quarantined"]
+        for piece, entry in entries.items()
+        if entry and entry.counts.get("quarantined")
+    }
+    return output_by(folder, parts, rows, bad)
 
 
-def output_by(folder: Path, parts: dict[str, str], rows: dict[str, int]) -> Output:
-    return Output(folder, fingerprint(parts), parts, rows)
+def output_by(
+    folder: Path, parts: dict[str, str], rows: dict[str, int], quarantined: dict[str, int] | None = None
+) -> Output:
+    return Output(folder, fingerprint(parts), parts, rows, quarantined or {})
 
 
 def step_output(ledger: Ledger, step: Step, folder: Path) -> Output:

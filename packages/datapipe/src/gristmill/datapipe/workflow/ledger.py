@@ -5,14 +5,17 @@ A piece counts as done when its entry names the fingerprint we would compute tod
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from gristmill.base.errors import DataError, GristmillError
-from gristmill.base.files import read_json, sha256_file, write_json
+from gristmill.base.files import read_object, sha256_file, write_json
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class Entry:
     counts: dict[str, Any] = field(default_factory=dict)
 
 
+_ENTRY = pydantic.TypeAdapter(Entry)
+REDO = "delete it, and run the pipeline to have the work done again"
+
+
 class Ledger:
     """Entries under RUN/ledger/<node>/<piece>.json."""
 
@@ -34,18 +41,22 @@ class Ledger:
         self._lock = threading.Lock()  # nodes run in threads
         self._changed = False
         self._hashes_path = self._root / "hashes.json"
-        self._hashes: dict[str, list[Any]] = read_json(self._hashes_path) if self._hashes_path.exists() else {}
+        self._hashes: dict[str, Any] = read_object(self._hashes_path) if self._hashes_path.exists() else {}
 
     def read(self, node: str, piece: str) -> Entry | None:
         path = self._path(node, piece)
         if not path.exists():
             return None
+        value = read_object(path, REDO)
         try:
-            return Entry(**read_json(path))
-        except TypeError:
-            raise DataError(
-                f"{path}: not a ledger entry of this version; delete it to have the work done again"
-            ) from None
+            entry = _ENTRY.validate_python(value)
+        except pydantic.ValidationError:
+            entry = None
+        if entry is None or len(value) != len(fields(Entry)):  # what is missing was never left out on purpose
+            raise DataError(f"{path}: not a ledger entry of this version; {REDO}")
+        if node == "documents" and not {"parts", "quarantined"} <= entry.counts.keys():
+            raise DataError(f"{path}: does not say which partitions were made; {REDO}")
+        return entry
 
     def write(self, node: str, piece: str, entry: Entry) -> None:
         write_json(self._path(node, piece), asdict(entry))
@@ -62,13 +73,9 @@ class Ledger:
         """Which folder each node's entries speak of, for who knows no pipeline; and former.json, the same of nodes that
         earlier runs of this folder had and this one has not."""
         listing, former = self._root / "outputs.json", self._root / "former.json"
-        earlier = {**self._listed(former), **self._listed(listing)}
+        earlier = {**read_listing(former), **read_listing(listing)}
         write_json(former, {name: folder for name, folder in earlier.items() if name not in folders})
         write_json(listing, folders)
-
-    @staticmethod
-    def _listed(path: Path) -> dict[str, str]:
-        return read_json(path) if path.exists() else {}
 
     def prune(self, node: str, pieces: set[str]) -> None:
         """Forget pieces that the node no longer has (an input file went away)."""
@@ -93,7 +100,7 @@ class Ledger:
         stat = path.stat()
         key, stamp = os.fspath(path.absolute()), [stat.st_size, stat.st_mtime_ns]
         known = self._hashes.get(key)
-        if known is None or known[:2] != stamp:
+        if not isinstance(known, list) or len(known) != 3 or known[:2] != stamp:
             known = [*stamp, sha256_file(path)]
             with self._lock:
                 self._hashes[key] = known
@@ -104,8 +111,24 @@ class Ledger:
         """Keep the content hashes for the next run."""
         with self._lock:
             if self._changed:
-                write_json(self._hashes_path, self._hashes)
-                self._changed = False
+                with contextlib.suppress(OSError):  # a full disk: it costs the next run some reading, no more
+                    write_json(self._hashes_path, self._hashes)
+                    self._changed = False
 
     def _path(self, node: str, piece: str) -> Path:
         return self._root / node / f"{piece}.json"
+
+
+def read_listing(path: Path) -> dict[str, str]:
+    """RUN/ledger/outputs.json or former.json: the folder of each node's output. Empty where there is no such file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    mend = "delete it, and run the pipeline to have it made again"
+    listed = read_object(path, mend, **({"documents": str} if path.name == "outputs.json" else {}))
+    if not all(isinstance(folder, str) for folder in listed.values()):
+        raise DataError(f"{path}: names what is no folder; {mend}")
+    return listed

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gristmill.base.errors import DataError, GristmillError
-from gristmill.base.files import read_json, write_json
+from gristmill.base.files import read_object, write_json
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
@@ -85,8 +85,8 @@ class RunLock:
 
     def _read(self) -> dict[str, object]:
         try:
-            return read_json(self._lease)
-        except DataError:  # not there, or half replaced
+            return read_object(self._lease)
+        except DataError:  # not there, or damaged
             return {}
 
     def _in_use(self, other: dict[str, object]) -> GristmillError:

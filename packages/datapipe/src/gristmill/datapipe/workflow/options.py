@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gristmill.base import cli
 from gristmill.base.config import nearest
+from gristmill.base.durations import seconds_of
 from gristmill.base.errors import UsageError
 from gristmill.datapipe.workflow.stage import Node
+from gristmill.datapipe.workflow.watch import Limit
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,14 @@ class RunOptions:
     """Bring these nodes and what they need up to date, and nothing else."""
     force: tuple[str, ...] = ()
     """Do these nodes again; what depends on them is done again where they come out otherwise."""
+    timeout: str = "2h"
+    """A piece of the ingest, a stage or a shuffle that takes longer (90s, 30m, 2h, 1d) is ended and fails; the others
+    go on. 0: never. Steps (training) have no limit, and --workers 0 has none."""
+
+    def limit(self, run: Path) -> Limit | None:
+        """How long a piece of work in that run folder may take. Raises UsageError where `timeout` is no duration."""
+        seconds = 0.0 if self.timeout == "0" else seconds_of(self.timeout, "--timeout")
+        return Limit(seconds, run / ".work" / "hung") if seconds else None
 
     def again(self, nodes: Sequence[Node]) -> frozenset[str]:
         """Names of the nodes that are done again whatever is there.

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gristmill.base.files import read_json
+from gristmill.base.progress import duration
 from gristmill.datapipe.ingest.ingest import Ingest
 from gristmill.datapipe.ingest.reuse import is_read
 from gristmill.datapipe.ingest.splitting import Seen
 from gristmill.datapipe.workflow import keys
 from gristmill.datapipe.workflow.keys import Output
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
-from gristmill.datapipe.workflow.record import kind_of, plain_identity
+from gristmill.datapipe.workflow.record import kind_of, plain_identity, read_record
 from gristmill.datapipe.workflow.stage import Node, Shuffle, Stage, Step
 
 REASONS_SHOWN = 4
@@ -46,7 +46,8 @@ def plan(folder: Path, ingest: Ingest, nodes: Sequence[Node], again: frozenset[s
         GristmillError: an input or a model file is not there.
     """
     ledger = Ledger(folder)
-    record = {node["name"]: node for node in read_json(folder / "run.json")["nodes"]} if _exists(folder) else {}
+    there = (folder / "run.json").exists()
+    record = {node["name"]: node for node in read_record(folder)["nodes"]} if there else {}
     outputs: dict[str, Output] = {}
     planned = [_documents(folder, ledger, ingest, outputs)]
     for node in nodes:
@@ -59,8 +60,8 @@ def table(planned: Sequence[Planned], workers: int) -> list[str]:
     """The plan as text: a line for each node, and what it may cost."""
     lines = []
     for each in planned:
-        pieces = f"{each.left:,}/{each.pieces:,}" if each.pieces else ""
-        cost = f"about {_time(each.seconds)}" if each.seconds and each.state != "cached" else ""
+        pieces = f"{each.left:,}/{each.pieces:,}" if each.left else f"{each.pieces:,}" if each.pieces else ""
+        cost = f"about {duration(each.seconds)}" if each.seconds and each.state != "cached" else ""
         documents = f"{each.documents:,} documents" if each.documents and each.state != "cached" else ""
         told = "; ".join(filter(None, [*each.why[:REASONS_SHOWN], documents, cost]))
         lines.append(f"{each.name:<20} {each.state:<8} {pieces:>11}  {told}".rstrip())
@@ -69,20 +70,17 @@ def table(planned: Sequence[Planned], workers: int) -> list[str]:
     if not runs:
         return [*lines, "nothing to do"]
     more = f", and {len(runs) - len(known)} that were never timed" if len(known) < len(runs) else ""
-    total = f"about {_time(sum(known) / max(workers, 1))} with {max(workers, 1)} workers" if known else "no estimate"
+    total = f"about {duration(sum(known) / max(workers, 1))} with {max(workers, 1)} workers" if known else "no estimate"
     return [*lines, f"{len(runs)} of {len(planned)} nodes to run: {total}{more}"]
-
-
-def _exists(folder: Path) -> bool:
-    return (folder / "run.json").exists()
 
 
 def _documents(folder: Path, ledger: Ledger, ingest: Ingest, outputs: dict[str, Output]) -> Planned:
     files = ingest.discover(folder)
     seen = Seen(folder / "ledger" / "inputs.json")
     if missing := seen.missing(ingest.ranges(files)):
-        why = f"{len(files):,} input files, new ones or changed ones among them"
-        return Planned(ingest.name, "ingest", "runs", 0, 0, None, None, (why, f"{len(missing):,} batches to look at"))
+        new = len({part.file.name for batch in missing for part in batch})
+        why = f"of {len(files):,} input files {new:,} are new or changed"
+        return Planned(ingest.name, "ingest", "runs", 0, 0, None, None, (why,))
     pieces = ingest.pieces(files, seen)
     left = [piece for piece in pieces if not is_read(folder, ledger, piece)]
     entries = [entry for piece in pieces if (entry := ledger.read(ingest.name, piece.key)) is not None]
@@ -103,7 +101,7 @@ def _node(
     folder: Path, ledger: Ledger, node: Node, outputs: dict[str, Output], record: Mapping[str, Any], again: bool
 ) -> Planned:
     place, kind = folder / node.folder, kind_of(node)
-    known = [entry for path in ledger.pieces(node.name) if (entry := ledger.read(node.name, path)) is not None]
+    known, vouching = _entries(ledger, node.name), node.name
     if after := [name for name in node.dependencies if name not in outputs]:
         why = (f"after {', '.join(after[:3])}{' ...' if len(after) > 3 else ''}",)
         return Planned(node.name, kind, "follows", 0, 0, None, _cost(known, len(known)), why)
@@ -114,9 +112,10 @@ def _node(
     elif isinstance(node, Shuffle):
         shuffle, rows = keys.shuffle_keys(node, me, outputs), {}
         size = keys.known_size(ledger, f"{node.name}.scattered", shuffle.scatter)
-        wanted = shuffle.scatter if size is None or again else shuffle.gather(size)[1]
-        left = list(wanted)
-        if size is not None and not again:
+        if size is None or again:  # from scattering on
+            vouching, wanted, left = f"{node.name}.scattered", shuffle.scatter, list(shuffle.scatter)
+        else:
+            wanted = shuffle.gather(size)[1]
             left = keys.pending(ledger, node.name, wanted, place, node.disposable)
     elif isinstance(node, Step):
         wanted, rows = keys.step_keys(node, me, outputs), {}
@@ -130,19 +129,27 @@ def _node(
         else:
             outputs[node.name] = keys.output_of(ledger, node, wanted, place)
         return Planned(node.name, kind, "cached", len(wanted), 0, documents, None, ())
-    why = ("asked for",) if again else _why(ledger, node, me, wanted, left, record, place)
-    return Planned(node.name, kind, "runs", len(wanted), len(left), documents, _cost(known, len(left)), why)
+    cost = _cost(known, len(left))
+    if vouching != node.name and (scattered := _cost(_entries(ledger, vouching), len(left))) is not None:
+        cost = scattered + (_cost(known, len(known)) or 0.0)
+    entries = {piece: ledger.read(vouching, piece) for piece in left}
+    why = ("asked for",) if again else _why(entries, wanted, record, plain_identity(me))
+    return Planned(node.name, kind, "runs", len(wanted), len(left), documents, cost, why)
+
+
+def _entries(ledger: Ledger, name: str) -> list[Entry]:
+    return [entry for piece in ledger.pieces(name) if (entry := ledger.read(name, piece)) is not None]
 
 
 def _why(
-    ledger: Ledger, node: Node, me: Mapping[str, Any], wanted: Mapping[str, str], left: Sequence[str],
-    record: Mapping[str, Any], place: Path,
-) -> tuple[str, ...]:  # fmt: skip
-    entries = {piece: ledger.read(node.name, piece) for piece in left}
+    entries: Mapping[str, Entry | None], wanted: Mapping[str, str], record: Mapping[str, Any], me: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Of the pieces that are left: `entries` is what the ledger knows of them, `record` what run.json does."""
+    left = list(entries)
     if not any(entries.values()):
         return ("never run",) if len(left) == len(wanted) else (f"{len(left):,} pieces are new or were left undone",)
     before = record.get("identity")
-    if before is not None and (changed := differences(before, plain_identity(me))):
+    if before is not None and (changed := differences(before, me)):
         return tuple(changed)
     gone = sum(entry is not None and entry.fingerprint == wanted[piece] for piece, entry in entries.items())
     new = sum(entry is None for entry in entries.values())
@@ -174,9 +181,3 @@ def _cost(entries: Sequence[Entry], pieces: int) -> float | None:
     """Seconds of one worker, at the mean of what each piece took."""
     timed = [entry.seconds for entry in entries]
     return pieces * sum(timed) / len(timed) if timed else None
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gristmill.base.errors import GristmillError
-from gristmill.base.files import read_json
+from gristmill.datapipe.workflow.ledger import read_listing
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ def open_run(run: Path) -> Inputs:
     """All finished outputs of a run, as a step would be given them.
 
     Raises:
-        GristmillError: there is no run in that folder.
+        GristmillError: there is no run in that folder, or ledger/outputs.json is damaged.
     """
     listing = run / "ledger" / "outputs.json"
     if not listing.exists():
         raise GristmillError(f"{run}: not a run folder (no ledger/outputs.json)")
-    folders = {name: run / folder for name, folder in read_json(listing).items() if (run / folder).is_dir()}
+    folders = {name: run / folder for name, folder in read_listing(listing).items() if (run / folder).is_dir()}
     parts = {name: tuple(sorted(path.name for path in f.glob("part-*.parquet"))) for name, f in folders.items()}
     return Inputs(folders, parts)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gristmill.base.errors import DataError
-from gristmill.base.files import read_json, sha256_file, sha256_folder
+from gristmill.base.files import sha256_file, sha256_folder
+from gristmill.datapipe.workflow.ledger import Ledger, read_listing
 
 DISPOSABLE = "shuffles/"
 """Where outputs lie that are made again when they are needed: that one is gone is no fault."""
@@ -17,17 +18,16 @@ def verify(run: Path) -> int:
     Raises:
         DataError: no run there, or an output is missing or differs; names the first.
     """
-    outputs = read_json(run / "ledger" / "outputs.json")
-    checked = 0
-    for name, folder in outputs.items():
-        for entry_path in sorted((run / "ledger" / name).glob("*.json")):
-            entry = read_json(entry_path)
-            parts = entry["counts"].get("parts") if name == "documents" else None
-            wanted = (
-                [(part["name"], part["sha256"]) for part in parts]
-                if parts is not None
-                else [(entry_path.stem, entry["sha256"])]
-            )
+    listing, ledger, checked = run / "ledger" / "outputs.json", Ledger(run), 0
+    if not listing.exists():
+        raise DataError(f"{run}: not a run folder (no ledger/outputs.json)")
+    for name, folder in read_listing(listing).items():
+        for key in ledger.pieces(name):
+            entry = ledger.read(name, key)
+            if entry is None:
+                continue  # forgotten since it was listed: a run is at work
+            parts = entry.counts["parts"] if name == "documents" else [{"name": key, "sha256": entry.sha256}]
+            wanted = [(part["name"], part["sha256"]) for part in parts]
             for piece, sha256 in wanted:
                 path = run / folder if piece == "whole" else run / folder / piece
                 if not path.exists() and folder.startswith(DISPOSABLE):

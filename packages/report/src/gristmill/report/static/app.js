@@ -88,7 +88,7 @@ function header() {
     h("dl", { class: "findings" },
       finding("Documents", it.documents, it.documents_kept),
       finding("Tokens", it.tokens, it.tokens_kept),
-      h("div", {}, h("dt", {}, "Quarantined"), h("dd", {}, h("span", { class: "big" }, count(it.quarantined)), h("span", { class: "small" }, known(it.quarantined) ? `inputs that could not be read` : "not known yet"))),
+      h("div", {}, h("dt", {}, "Quarantined"), h("dd", {}, h("span", { class: "big" }, count(it.quarantined)), h("span", { class: "small" }, known(it.quarantined) ? `inputs that could not be read${it.unhandled ? ", documents that stages could not handle" : ""}` : "not known yet"))),
       h("div", {}, h("dt", {}, "Comparison"), h("dd", {}, verdict(it.verdict)))));
 }
 

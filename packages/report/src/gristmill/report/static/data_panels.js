@@ -80,7 +80,7 @@ function panelFunnel(data, state, change) {
   const first = data.rules[0], last = data.rules.at(-1);
   const sources = [...data.sources].sort((a, b) => first.by_source[b][unit] - first.by_source[a][unit]);
   const policy = new Map((data.policy?.rules || []).map((rule) => [rule.name, rule]));
-  const most = data.rules.slice(1).reduce((a, b) => (b[dropped] > (a?.[dropped] ?? 0) ? b : a), null);
+  const most = data.rules.slice(1).filter((row) => row.rule !== "quarantined").reduce((a, b) => (b[dropped] > (a?.[dropped] ?? 0) ? b : a), null);
   return [
     h("p", { class: "lead" }, `Of ${count(first[unit])} ${unit} the policy ${data.policy?.name ? `“${data.policy.name}” ` : ""}keeps ${count(last[unit])} (${percent(last[unit], first[unit])}). `,
       most && `The rule that drops most is ${words(most.rule)}: ${count(most[dropped])} ${unit}, ${percent(most[dropped], first[unit])} of the input.`),
@@ -88,7 +88,7 @@ function panelFunnel(data, state, change) {
     figure(`What is left after each rule, in the order in which the policy asks. Full width is the input, ${count(first[unit])} ${unit}; the hatched part was dropped by that rule.`,
       legend([...sources.map((name) => [sourceColor(data.sources, name), name]), ["hatch", "dropped by the rule"]]),
       table("Funnel by rule", [
-        { head: "rule", class: "name", cell: (row) => row.rule === "(all)" ? "all documents" : [words(row.rule), ruleNote(policy.get(row.rule))] },
+        { head: "rule", class: "name", cell: (row) => row.rule === "(all)" ? "all documents" : [words(row.rule), row.rule === "quarantined" ? h("span", { class: "note" }, "a stage could not handle them") : ruleNote(policy.get(row.rule))] },
         { head: "share of the input", class: "bar", cell: (row) => funnelBar(row, first[unit], data.sources, sources, unit) },
         { head: `${unit} left`, number: true, cell: (row) => count(row[unit]) },
         { head: "dropped here", number: true, cell: (row) => (row === first ? "" : row[dropped] ? "−" + count(row[dropped]) : "0") },
@@ -177,10 +177,11 @@ function panelMeasures(data) {
 function panelQuarantine(data) {
   if (!data.total) return h("p", { class: "lead" }, "Every input could be read; nothing was set aside.");
   return [
-    h("p", { class: "lead" }, `${count(data.total)} inputs could not be read${known(data.documents) ? `, beside ${count(data.documents)} documents that could` : ""}.`),
+    h("p", { class: "lead" }, `${count(data.total - (data.unhandled || 0))} inputs could not be read${known(data.documents) ? `, beside ${count(data.documents)} documents that could` : ""}.`,
+      data.unhandled > 0 && ` Of these, stages could not handle ${count(data.unhandled)}, each counted where it happened; the policy neither keeps nor drops them.`),
     table("Quarantined inputs by reason", [
       { head: "reason", class: "name", cell: (row) => row.reason },
-      { head: "inputs", number: true, cell: (row) => count(row.count) },
+      { head: data.unhandled ? "inputs or documents" : "inputs", number: true, cell: (row) => count(row.count) },
       { head: "share", number: true, cell: (row) => percent(row.count, data.total) },
       { head: "examples: file, row, and how the input begins", class: "examples", cell: (row) => row.examples.map((one) =>
         h("div", { class: "member" }, h("span", { class: "note" }, `${one.file}${known(one.row) ? `, row ${one.row}` : ""}${one.rows > 1 ? `, ${count(one.rows)} rows` : ""}${one.detail ? `: ${one.detail}` : ""}`), known(one.sample) && h("code", {}, one.sample.slice(0, 160)))) },
