@@ -41,7 +41,7 @@ from gristmill.scorer.rubric import Rubric, load_rubric
 ROOT = Path(__file__).resolve().parents[1]
 RUBRICS = ROOT / "pipelines" / "rubrics"
 SHOWN = 256  # tokens of a document: what `scorer label` shows by default
-PIECE = 2000  # characters: more than SHOWN tokens in most, so that documents are trimmed as they are in real work
+PIECE = 1500  # characters: more than SHOWN tokens in most, so that documents are trimmed as they are in real work
 TIMES = 100  # the context
 
 
@@ -126,16 +126,18 @@ def _raw(engine: VLLMEngine, asked: Sequence[Prompt]) -> tuple[float, int]:
 
 
 def _help_texts() -> Iterator[str]:
-    """Pieces of whole paragraphs of Python's own help."""
+    """Pieces of whole paragraphs of Python's own help, none twice."""
     from pydoc_data.topics import topics
 
+    pieces = dict[str, None]()
     for _, text in sorted(topics.items()):
         piece = ""
         for paragraph in str(text).split("\n\n"):
             piece += f"{paragraph}\n\n"
             if len(piece) >= PIECE:
-                yield piece
+                pieces[piece] = None
                 piece = ""
+    yield from pieces
 
 
 def _corpus(folder: Path) -> Iterator[str]:

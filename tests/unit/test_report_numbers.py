@@ -95,6 +95,7 @@ def test_scores_and_duplicates_add_up(run: Path) -> None:
     assert sum(bucket["documents"] for bucket in near["buckets"]) == 3000
     assert near["largest"][0]["size"] == np.unique(cluster, return_counts=True)[1].max()
     assert data.oracle["agreement"]["documents"] <= 450 and data.oracle["agreement"]["spearman"] > 0.6
+    assert [d["name"] for d in data.oracle["dimensions"]][-2:] == ["originality", "quality"]  # mass is no dimension
 
 
 def test_the_score_axis_covers_the_data_and_every_threshold(run: Path, tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def _labels_and_heads(
     }
     grades |= {
         "quality": oracle,
+        "mass": np.ones(len(rows), np.float32),
         "status": np.where(draw.random(len(rows)) < 0.02, "unreadable", "ok"),
         "engine": ["vllm tiny"] * len(rows),
     }

@@ -20,8 +20,8 @@ NODE = Node(prefill_per_second=50_000, decode_per_second=10_000, price=20)
 ROUGH = RoughTokenizer()
 
 
-def cost(documents: int = 10, shown: int = 500, form: Form = "level", **asking: int | bool) -> Cost:
-    return grading_cost(GENERAL, ROUGH, NODE, documents, shown, form, **asking)
+def cost(documents: int = 10, shown: int = 500, form: Form = "level", cached: bool = True, **asking: int) -> Cost:
+    return grading_cost(GENERAL, ROUGH, NODE, documents, shown, form, cached=cached, **asking)
 
 
 @pytest.mark.parametrize("form", ["level", "json"])
@@ -76,3 +76,11 @@ def test_the_table_of_the_docs_is_what_this_computes() -> None:
         found = cost(100_000, 1000, form, thinking=thinking, reason=reason, cached="without cache" not in how)
         tokens = [f"{n / 1e6:,.0f} M" for n in (found.prompt_tokens, found.prefilled_tokens, found.reply_tokens)]
         assert cells == [f"{found.requests:,}", *tokens, f"{found.hours:.1f}", f"{found.price:.0f}"], how
+
+
+def test_the_code_of_the_docs_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "oracle.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code
+    monkeypatch.chdir(ROOT)
+    exec(code[1], {})
+    assert capsys.readouterr().out.strip() == str(cost(100_000, 1000, "json", thinking=300))
