@@ -23,7 +23,7 @@ def test_a_signal_ends_the_run_and_the_next_goes_on(
                 file.write(json.dumps({"id": f"{name}-{copy}", "text": f"{text} {copy}"}) + "\n")
     process = start("filter_olmo3.py", "--input", corpus, "--output", folder)
     deadline = time.monotonic() + 120
-    while not list((folder / "annotations").glob("*/part-*.parquet")):
+    while not list((folder / "ledger").glob("*/part-*.json")):  # a partition of a stage is done
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
