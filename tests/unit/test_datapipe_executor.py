@@ -21,7 +21,7 @@ from tests.support.scripts import environment
 
 from gristmill.base.durations import seconds_of
 from gristmill.base.errors import GristmillError, UsageError
-from gristmill.datapipe.workflow import executor, watch
+from gristmill.datapipe.workflow import cluster, executor, watch
 from gristmill.datapipe.workflow.cluster import refuse_infeasible
 from gristmill.datapipe.workflow.crew import Task
 from gristmill.datapipe.workflow.executor import Executor, InProcess, Outcome
@@ -279,3 +279,15 @@ def test_resources_that_no_node_has_are_refused_with_what_is_missing(resources: 
         refuse_infeasible(resources, nodes)
     with pytest.raises(GristmillError, match="largest node has 0"):
         refuse_infeasible(Resources(), [])
+
+
+def test_a_ray_that_takes_too_long_to_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def slow(*_arguments: object, **_options: object) -> None:
+        raise Exception("The current node timed out during startup.\nPerhaps ...")
+
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(GristmillError, match=r"^Ray cannot start on this machine: The current node .*; --workers 0"):
+        cluster.connect(2)

@@ -39,7 +39,6 @@ def connect(workers: int) -> bool:
     if not address and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     import ray
-    from ray.exceptions import RayError
 
     if ray.is_initialized():
         return False
@@ -52,7 +51,7 @@ def connect(workers: int) -> bool:
                 "local", num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,
             )  # fmt: skip
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:
         why = str(error).splitlines()[0]
         if address:
             raise GristmillError(f"{why}: check RAY_ADDRESS, and RAY_AUTH_TOKEN where the cluster has one") from error

@@ -123,7 +123,8 @@ class Display:
             for name in list(self._works):
                 self._leave(name)
             self._record.finish(status)
-            self._bars.say(self._record.summary())
+            if any(node.status in ("done", "cached") for node in self._record.nodes.values()):
+                self._bars.say(self._record.summary())  # else the error says all that there is to say
 
     def say(self, message: str) -> None:
         self._bars.say(message)
