@@ -18,9 +18,9 @@ from gristmill.base.config import from_mapping
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import atomic_path, write_json
 from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step
+from gristmill.scorer.audit.injections import suspicious
 from gristmill.scorer.config import CalibrationConfig, PooledConfig
 from gristmill.scorer.config import TrainConfig as HeadsConfig
-from gristmill.scorer.injections import suspicious
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import SamplingConfig, share, split_of, stratified_sample
 from gristmill.trainer.config import TrainConfig
@@ -160,7 +160,7 @@ class Heads(Step):
         return model_files(self._backbone)
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        from gristmill.scorer.distil import calibrate_bundle, train_bundle
+        from gristmill.scorer.heads.distil import calibrate_bundle, train_bundle
         from gristmill.scorer.tables import graded_with
 
         grades = inputs.table("grades")  # its text is what the oracle was shown
@@ -194,7 +194,7 @@ class Score(Stage):
         return model_files(self._backbone)
 
     def setup(self, folders: Mapping[str, Path]) -> None:
-        from gristmill.scorer.scoring import Scorer
+        from gristmill.scorer.scoring.scorer import Scorer
 
         self._scorer = Scorer.load(folders["heads"], self._backbone, threads=self._threads)
 
@@ -222,7 +222,7 @@ class States(Stage):
         return model_files(self._backbone)
 
     def setup(self, folders: Mapping[str, Path]) -> None:
-        from gristmill.scorer.pooled import Pooler
+        from gristmill.scorer.backbone.pooled import Pooler
 
         self._pooler = Pooler.load(self._backbone, self._pooled)
 
@@ -247,7 +247,7 @@ class Classify(Stage):
         return model_files(self._model)
 
     def setup(self, folders: Mapping[str, Path]) -> None:
-        from gristmill.scorer.classifier import SequenceClassifier, SequenceClassifierConfig
+        from gristmill.scorer.scoring.encoder import SequenceClassifier, SequenceClassifierConfig
 
         self._classifier = SequenceClassifier(SequenceClassifierConfig(str(self._model), self.config["label"]))
 

@@ -65,7 +65,7 @@ class SmallConfig(RunOptions):
 def write_inputs(folder: Path) -> None:
     """docs.jsonl and code.jsonl.gz with duplicates and bad rows, and the models: everything that a run reads."""
     from gristmill.datapipe.perplexity import train as perplexity
-    from gristmill.scorer.tiny import write_tiny
+    from gristmill.scorer.backbone.tiny import write_tiny
 
     folder.mkdir(parents=True)
     docs = [json.dumps({"id": f"docs-{number}", "text": text}).encode() for number, text in enumerate(_prose())]

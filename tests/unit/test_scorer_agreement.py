@@ -13,7 +13,7 @@ from scipy.stats import bootstrap, linregress, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from gristmill.base.errors import DataError
-from gristmill.scorer.agreement import (
+from gristmill.scorer.audit.agreement import (
     agreement,
     estimate,
     krippendorff_alpha,
@@ -22,14 +22,14 @@ from gristmill.scorer.agreement import (
     quadratic_kappa,
     source_effects,
 )
-from gristmill.scorer.metrics import quadratic_kappa as kappa_of_levels
-from gristmill.scorer.reliability import (
+from gristmill.scorer.audit.reliability import (
     intraclass_correlation,
     mean_of_repeats,
     reliability,
     repeats_matrix,
     spearman_brown,
 )
+from gristmill.scorer.heads.metrics import quadratic_kappa as kappa_of_levels
 from gristmill.scorer.rubric import rubric_from_mapping
 
 GAP = math.nan

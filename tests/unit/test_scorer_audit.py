@@ -16,14 +16,9 @@ import pytest
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
 from gristmill.scorer import cli
-from gristmill.scorer.audit import AuditConfig, audit, audit_grades, compare_grades, graded
-from gristmill.scorer.audit_report import report
-from gristmill.scorer.injections import load_attacks
-from gristmill.scorer.labelling import near
-from gristmill.scorer.oracle.engine import Reply
-from gristmill.scorer.oracle.prompt import Prompt, question
-from gristmill.scorer.oracle.tokens import RoughTokenizer
-from gristmill.scorer.robustness import (
+from gristmill.scorer.audit.injections import load_attacks
+from gristmill.scorer.audit.report import report
+from gristmill.scorer.audit.robustness import (
     Oracle,
     injection_effect,
     order_effect,
@@ -33,6 +28,11 @@ from gristmill.scorer.robustness import (
     turned,
     worst_injection,
 )
+from gristmill.scorer.audit.run import AuditConfig, audit, audit_grades, compare_grades, graded
+from gristmill.scorer.labelling import near
+from gristmill.scorer.oracle.engine import Reply
+from gristmill.scorer.oracle.prompt import Prompt, question
+from gristmill.scorer.oracle.tokens import RoughTokenizer
 from gristmill.scorer.rubric import rubric_from_mapping
 from gristmill.scorer.tables import read_parquet, rubrics_of, with_rubric, write_parquet
 

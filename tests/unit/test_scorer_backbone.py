@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from gristmill.base.errors import DataError, UsageError
-from gristmill.scorer.backbone import BackboneIdentity, StagedBackbone, identify
-from gristmill.scorer.features import Tokens, batches, extract, head_input, pad
-from gristmill.scorer.tiny import tiny_model, write_tiny
+from gristmill.scorer.backbone.staged import BackboneIdentity, StagedBackbone, identify
+from gristmill.scorer.backbone.states import Tokens, batches, extract, head_input, pad
+from gristmill.scorer.backbone.tiny import tiny_model, write_tiny
 
 TAPS = (2, 5)
 IDENTITY = BackboneIdentity("tiny", "tiny", 64, 6, 1, "none")

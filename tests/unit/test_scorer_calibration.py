@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gristmill.base.errors import DataError
-from gristmill.scorer.calibration import (
+from gristmill.scorer.heads.calibration import (
     ALL,
     CalibrationConfig,
     Labelled,
@@ -16,7 +16,7 @@ from gristmill.scorer.calibration import (
     drop_threshold,
     labels_needed,
 )
-from gristmill.scorer.metrics import baselines, evaluate, quadratic_kappa, spearman, within_source
+from gristmill.scorer.heads.metrics import baselines, evaluate, quadratic_kappa, spearman, within_source
 from gristmill.scorer.rubric import rubric_from_mapping
 
 RUBRIC = rubric_from_mapping(

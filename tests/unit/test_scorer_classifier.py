@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from gristmill.base.errors import UsageError
-from gristmill.scorer.classifier import SequenceClassifier, SequenceClassifierConfig
-from gristmill.scorer.tiny import write_tiny
+from gristmill.scorer.backbone.tiny import write_tiny
+from gristmill.scorer.scoring.encoder import SequenceClassifier, SequenceClassifierConfig
 
 TEXTS = ["short", "a longer text " * 30, "", "mittel länge 漢字 " * 4, "x" * 5000, "\0\ud7ff", "short"]
 

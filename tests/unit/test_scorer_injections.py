@@ -11,7 +11,7 @@ from tests.support.hostile_texts import ODD
 from tests.support.real_texts import real_texts
 
 from gristmill.base.errors import UsageError
-from gristmill.scorer.injections import CONTROL, attacked, load_attacks, suspicious
+from gristmill.scorer.audit.injections import CONTROL, attacked, load_attacks, suspicious
 from gristmill.scorer.oracle.prompt import nonce, prompts
 from gristmill.scorer.oracle.tokens import RoughTokenizer
 from gristmill.scorer.oracle.windows import show

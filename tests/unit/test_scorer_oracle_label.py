@@ -12,8 +12,8 @@ from tests.support.oracle_server import Oracle
 
 from gristmill.base import cli as base_cli
 from gristmill.scorer import cli
+from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.tables import graded_with, read_documents, rubrics_of
-from gristmill.scorer.tiny import write_tiny
 
 RUBRICS = Path(__file__).parents[2] / "pipelines" / "rubrics"
 N = 150

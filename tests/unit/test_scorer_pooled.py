@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from gristmill.base.errors import UsageError
-from gristmill.scorer.backbone import StagedBackbone
+from gristmill.scorer.backbone.pooled import Pooler
+from gristmill.scorer.backbone.staged import StagedBackbone
+from gristmill.scorer.backbone.states import Tokens, extract, head_input
+from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.config import PooledConfig
-from gristmill.scorer.features import Tokens, extract, head_input
-from gristmill.scorer.pooled import Pooler
-from gristmill.scorer.tiny import write_tiny
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "pipelines"))
 nodes: Any = pytest.importorskip("nodes")

@@ -18,15 +18,16 @@ from gristmill.base import cli as base_cli
 from gristmill.base.config import to_mapping
 from gristmill.base.errors import DataError
 from gristmill.base.files import read_json, write_json
-from gristmill.scorer import bundle, cli
-from gristmill.scorer.calibration import ALL
+from gristmill.scorer import cli
+from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.config import CalibrationConfig, TrainConfig
-from gristmill.scorer.distil import calibrate_bundle, train_bundle
+from gristmill.scorer.heads import bundle
+from gristmill.scorer.heads.calibration import ALL
+from gristmill.scorer.heads.distil import calibrate_bundle, train_bundle
 from gristmill.scorer.rubric import rubric_from_mapping
 from gristmill.scorer.sampling import split_of
-from gristmill.scorer.scoring import Scorer
+from gristmill.scorer.scoring.scorer import Scorer
 from gristmill.scorer.tables import with_rubric, write_parquet
-from gristmill.scorer.tiny import write_tiny
 
 ANCHORS = {"0": "no", "4": "yes"}
 RUBRIC = rubric_from_mapping(

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
-from gristmill.scorer.calibration import ALL
-from gristmill.scorer.injections import suspicious
+from gristmill.scorer.audit.injections import suspicious
+from gristmill.scorer.heads.calibration import ALL
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import Sample, near_threshold, repeated, split_of
 from gristmill.scorer.tables import TYPE, read_parquet

@@ -14,9 +14,9 @@ import pyarrow as pa
 import torch
 
 from gristmill.base.progress import Progress
-from gristmill.scorer.backbone import StagedBackbone
+from gristmill.scorer.backbone.staged import StagedBackbone
+from gristmill.scorer.backbone.states import Tokens, batches, head_input, pad
 from gristmill.scorer.config import PooledConfig
-from gristmill.scorer.features import Tokens, batches, head_input, pad
 
 
 class Pooler:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gristmill.base.config import nearest
 from gristmill.base.errors import UsageError
-from gristmill.scorer.backbone import DTYPES, quiet
+from gristmill.scorer.backbone.staged import DTYPES, quiet
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from gristmill.base.errors import DataError
+from gristmill.scorer.backbone.states import Features, batches, head_input, pad_states
 from gristmill.scorer.config import TrainConfig
-from gristmill.scorer.features import Features, batches, head_input, pad_states
-from gristmill.scorer.heads import Judge, Probe
-from gristmill.scorer.metrics import spearman
+from gristmill.scorer.heads.metrics import spearman
+from gristmill.scorer.heads.modules import Judge, Probe
 from gristmill.scorer.rubric import Rubric
 
 # Fewer graded documents than this in fit or select decide nothing.

@@ -17,13 +17,13 @@ import torch
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.progress import Progress
-from gristmill.scorer import bundle as bundles
-from gristmill.scorer.backbone import StagedBackbone, identify
-from gristmill.scorer.bundle import Bundle, SelfTest
-from gristmill.scorer.calibration import ALL
-from gristmill.scorer.features import Tokens, batches, head_input, pad, pad_states
-from gristmill.scorer.heads import Judge, Probe
-from gristmill.scorer.training import to_scale
+from gristmill.scorer.backbone.staged import StagedBackbone, identify
+from gristmill.scorer.backbone.states import Tokens, batches, head_input, pad, pad_states
+from gristmill.scorer.heads import bundle as bundles
+from gristmill.scorer.heads.bundle import Bundle, SelfTest
+from gristmill.scorer.heads.calibration import ALL
+from gristmill.scorer.heads.modules import Judge, Probe
+from gristmill.scorer.heads.training import to_scale
 
 # Largest change of a head's output (in fractions of the scale) that other kernels on another machine may cause.
 SELFTEST_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}

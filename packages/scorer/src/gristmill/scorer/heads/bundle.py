@@ -16,11 +16,11 @@ import torch
 
 from gristmill.base.errors import DataError
 from gristmill.base.files import atomic_path, read_json, sha256_file, write_json, write_text
-from gristmill.scorer.backbone import BackboneIdentity
-from gristmill.scorer.calibration import FORMAT as CALIBRATION_FORMAT
-from gristmill.scorer.card import card
+from gristmill.scorer.backbone.staged import BackboneIdentity
 from gristmill.scorer.config import TrainConfig
-from gristmill.scorer.heads import Judge, Probe
+from gristmill.scorer.heads.calibration import FORMAT as CALIBRATION_FORMAT
+from gristmill.scorer.heads.card import card
+from gristmill.scorer.heads.modules import Judge, Probe
 from gristmill.scorer.rubric import Rubric, rubric_from_mapping
 
 FORMAT = "gristmill.scorer/1"

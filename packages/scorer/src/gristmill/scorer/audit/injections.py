@@ -1,6 +1,6 @@
 """Documents that try to talk to their grader: the attacks of injections.toml, and a cheap eye for such text.
 
-The attacks measure an oracle by the same document with and without (audit.py). The eye is for labels: what it flags had
+The attacks measure an oracle by the same document with and without (run.py). The eye is for labels: what it flags had
 a reason to lie to the oracle. It reads shapes, not meaning, so a text without a flag is not proven clean.
 """
 

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from gristmill.base.errors import DataError
-from gristmill.scorer.agreement import mean
-from gristmill.scorer.injections import CONTROL, Attack, attacked, load_attacks, suspicious
+from gristmill.scorer.audit.agreement import mean
+from gristmill.scorer.audit.injections import CONTROL, Attack, attacked, load_attacks, suspicious
+from gristmill.scorer.audit.reliability import floats, reliability
 from gristmill.scorer.oracle.engine import Engine
 from gristmill.scorer.oracle.grade import grade_documents
 from gristmill.scorer.oracle.prompt import Form, question
 from gristmill.scorer.oracle.windows import Windows, show
-from gristmill.scorer.reliability import floats, reliability
 from gristmill.scorer.rubric import Dimension, Rubric
 
 

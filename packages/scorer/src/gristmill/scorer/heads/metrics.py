@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from gristmill.scorer import agreement
+from gristmill.scorer.audit import agreement
 from gristmill.scorer.rubric import Rubric
 
 RESAMPLES = 300

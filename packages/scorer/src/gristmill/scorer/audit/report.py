@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gristmill.base.terminal import shown
-from gristmill.scorer.audit import QUALITY
-from gristmill.scorer.injections import CONTROL
+from gristmill.scorer.audit.injections import CONTROL
+from gristmill.scorer.audit.run import QUALITY
 
 CONSTANT = 0.9  # of one level: a head has nothing to learn
 HALO = 0.95

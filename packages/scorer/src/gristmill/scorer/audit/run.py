@@ -1,6 +1,6 @@
 """The audit of an oracle: its agreement with another and with itself, what moves it beside quality, who can talk to it.
 
-All numbers come with 95% intervals and go to audit.json; audit_report.py puts them into words. Nothing here judges: an
+All numbers come with 95% intervals and go to audit.json; report.py puts them into words. Nothing here judges: an
 oracle is good enough or not for a purpose. Shapes: N documents, D dimensions.
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from gristmill.base.errors import DataError, UsageError
-from gristmill.scorer.agreement import agreement, length_bias, source_effects
-from gristmill.scorer.injections import Attack
-from gristmill.scorer.metrics import spearman
-from gristmill.scorer.reliability import mean_of_repeats, reliability, repeats_matrix
-from gristmill.scorer.robustness import Oracle, injection_effect, order_effect, retest, scores
+from gristmill.scorer.audit.agreement import agreement, length_bias, source_effects
+from gristmill.scorer.audit.injections import Attack
+from gristmill.scorer.audit.reliability import mean_of_repeats, reliability, repeats_matrix
+from gristmill.scorer.audit.robustness import Oracle, injection_effect, order_effect, retest, scores
+from gristmill.scorer.heads.metrics import spearman
 from gristmill.scorer.rubric import Dimension, Rubric
 from gristmill.scorer.sampling import stratified_sample
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gristmill.base.progress import Progress
-from gristmill.scorer.backbone import StagedBackbone
+from gristmill.scorer.backbone.staged import StagedBackbone
 
 # No text in any language needs more characters for a token, on average over a document's beginning.
 CHARACTERS_PER_TOKEN = 20

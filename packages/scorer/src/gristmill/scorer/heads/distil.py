@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from gristmill.base.errors import DataError
-from gristmill.scorer import bundle as bundles
-from gristmill.scorer.backbone import StagedBackbone
-from gristmill.scorer.bundle import Bundle
-from gristmill.scorer.calibration import Labelled, Unlabelled, calibrate
+from gristmill.scorer.backbone.staged import StagedBackbone
+from gristmill.scorer.backbone.states import Tokens, extract
 from gristmill.scorer.config import CalibrationConfig, TrainConfig
-from gristmill.scorer.features import Tokens, extract
-from gristmill.scorer.metrics import baselines, evaluate
+from gristmill.scorer.heads import bundle as bundles
+from gristmill.scorer.heads.bundle import Bundle
+from gristmill.scorer.heads.calibration import Labelled, Unlabelled, calibrate
+from gristmill.scorer.heads.metrics import baselines, evaluate
+from gristmill.scorer.heads.training import predict, train_heads
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import split_of
-from gristmill.scorer.scoring import Scorer, make_selftest
-from gristmill.scorer.training import predict, train_heads
+from gristmill.scorer.scoring.scorer import Scorer, make_selftest
 
 SELFTEST_ROWS, SELFTEST_TOKENS = 8, 32
 

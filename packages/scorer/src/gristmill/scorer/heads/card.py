@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gristmill.scorer.backbone import BackboneIdentity
+from gristmill.scorer.backbone.staged import BackboneIdentity
 from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.rubric import Rubric
 

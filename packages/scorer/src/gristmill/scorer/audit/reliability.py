@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from gristmill.base.errors import DataError
-from gristmill.scorer.agreement import FLAT, Estimate, estimate
+from gristmill.scorer.audit.agreement import FLAT, Estimate, estimate
 from gristmill.scorer.rubric import Rubric
 
 

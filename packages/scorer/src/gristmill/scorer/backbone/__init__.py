@@ -1,0 +1,1 @@
+"""A frozen language model cut in two, and the states that heads read from it."""

@@ -1,0 +1,124 @@
+"""`scorer train-heads` and what works on a heads/ folder: thresholds, scores, its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gristmill.base.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from gristmill.scorer.rubric import Rubric
+
+
+def train_heads(labels: Path, backbone: Path, output: Path, rubric: str = "", config: Path | None = None) -> int | None:
+    """Train probe and judge heads on a frozen backbone from graded documents.
+
+    Writes a folder: scorer.json, heads.safetensors, metrics.json, README.md. Calibrate it before use.
+
+    Examples:
+        scorer train-heads --labels labels.parquet --backbone models/smollm2 --output heads
+        scorer train-heads --labels labels.parquet --backbone models/smollm2 --output heads --config heads.toml
+        scorer train-heads --labels labels.parquet --backbone models/smollm2 --output code-heads --rubric code
+
+    Args:
+        rubric: a file or, where the labels are of several rubrics, the name of the one to train on.
+        config: TOML with the fields of TrainConfig: taps, max_tokens, dtype, threads, epochs ...
+    """
+    from gristmill.base.config import load
+    from gristmill.scorer.config import TrainConfig
+    from gristmill.scorer.heads.distil import train_bundle
+    from gristmill.scorer.tables import graded_with, read_parquet
+
+    table = read_parquet(labels)
+    chosen = _rubric(table, rubric, labels)
+    bundle = train_bundle(graded_with(table, chosen), chosen, backbone, output, load(TrainConfig, config))
+    print(f"{output}: {bundle.metrics['training']['reason']}; see {output / 'README.md'}")
+
+
+def calibrate(
+    heads: Path, backbone: Path, labels: Path, unlabelled: Path, config: Path | None = None, threads: int = 1
+) -> int | None:
+    """Set tau_drop with a bound on false drops, and tau_keep to a keep rate per source.
+
+    Exit code 3 where the labels cannot certify the bound; the message says how many more are needed.
+
+    Examples:
+        scorer calibrate --heads heads --backbone models/smollm2 --labels labels.parquet --unlabelled docs.jsonl
+        scorer calibrate --heads heads --backbone models/smollm2 --labels labels.parquet --unlabelled docs.jsonl --config calibration.toml
+
+    Args:
+        unlabelled: a random sample of what will be scored.
+        config: TOML with the fields of CalibrationConfig: max_false_drop, confidence, keep, keep_default, allow_uncertified.
+    """  # noqa: E501 (commands stand on one line)
+    from gristmill.base.config import load
+    from gristmill.scorer.config import CalibrationConfig
+    from gristmill.scorer.heads import bundle
+    from gristmill.scorer.heads.distil import calibrate_bundle
+    from gristmill.scorer.tables import graded_with, read_documents, read_parquet
+
+    settings = load(CalibrationConfig, config)
+    own = graded_with(read_parquet(labels), bundle.load(heads).rubric)
+    result = calibrate_bundle(heads, backbone, own, read_documents(unlabelled), settings, threads)
+    for name, group in result["groups"].items():
+        drop = "none" if group["tau_drop"] is None else f"{group['tau_drop']:.3f}"
+        keep = f"tau_keep {group['tau_keep']:.3f} keeps {group['keep_rate']:.1%}"
+        print(f"{name}: tau_drop {drop} ({result['mode']}), {keep}")
+
+
+def score(
+    heads: Path, backbone: Path, input: Path, output: Path, threads: int = 1, early_exit: bool = True
+) -> int | None:
+    """Score documents with trained heads.
+
+    Writes Parquet in input order: id, source, quality, probe, judge, exit, one score per dimension, tokens.
+
+    Examples:
+        scorer score --heads heads --backbone models/smollm2 --input docs.jsonl --output scores.parquet
+        scorer score --heads heads --backbone models/smollm2 --input docs.parquet --output all.parquet --no-early-exit
+
+    Args:
+        early_exit: spare documents below their source's tau_drop the second stage.
+    """
+    from gristmill.scorer.scoring.scorer import Scorer
+    from gristmill.scorer.tables import read_documents, write_parquet
+
+    documents = read_documents(input)
+    scorer = Scorer.load(heads, backbone, threads=threads)
+    table = scorer.score(documents["text"].to_pylist(), documents["source"].to_pylist(), early_exit)
+    table = table.add_column(0, "id", documents["id"]).add_column(1, "source", documents["source"])
+    write_parquet(table, output)
+    done = scorer.counters
+    print(
+        f"{output}: {done.documents} documents, {done.tokens} tokens, {done.exits} early exits, "
+        f"{done.saved:.1%} of block-forwards saved, {done.padding_waste:.1%} padding"
+    )
+
+
+def inspect(heads: Path) -> int | None:
+    """Print the card of a heads/ folder after checking that its files belong together.
+
+    Examples:
+        scorer inspect heads
+        scorer inspect --heads runs/demo/heads
+    """
+    from gristmill.scorer.heads import bundle
+
+    bundle.load(heads)
+    print((heads / "README.md").read_text(encoding="utf-8"), end="")
+
+
+def _rubric(table: pa.Table, chosen: str, labels: Path) -> Rubric:
+    from gristmill.scorer.rubric import load_rubric
+    from gristmill.scorer.tables import rubrics_of
+
+    carried = {rubric.name: rubric for rubric in rubrics_of(table, str(labels))}
+    if chosen:
+        return carried[chosen] if chosen in carried else load_rubric(Path(chosen))
+    if len(carried) > 1:
+        raise UsageError(f"{labels}: graded with {', '.join(carried)}; name the one to train on by --rubric NAME")
+    if not carried:
+        raise UsageError(f"{labels}: carries no rubric; name the one it was graded with by --rubric FILE")
+    return next(iter(carried.values()))
