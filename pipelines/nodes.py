@@ -160,7 +160,8 @@ class Heads(Step):
         return model_files(self._backbone)
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        from gristmill.scorer.heads.distil import calibrate_bundle, train_bundle
+        from gristmill.scorer.heads.distil import train_bundle
+        from gristmill.scorer.heads.thresholds import calibrate_bundle
         from gristmill.scorer.tables import graded_with
 
         grades = inputs.table("grades")  # its text is what the oracle was shown

@@ -23,7 +23,8 @@ from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.config import CalibrationConfig, TrainConfig
 from gristmill.scorer.heads import bundle
 from gristmill.scorer.heads.calibration import ALL
-from gristmill.scorer.heads.distil import calibrate_bundle, train_bundle
+from gristmill.scorer.heads.distil import train_bundle
+from gristmill.scorer.heads.thresholds import calibrate_bundle
 from gristmill.scorer.rubric import rubric_from_mapping
 from gristmill.scorer.sampling import split_of
 from gristmill.scorer.scoring.scorer import Scorer

@@ -56,7 +56,7 @@ def calibrate(
     from gristmill.base.config import load
     from gristmill.scorer.config import CalibrationConfig
     from gristmill.scorer.heads import bundle
-    from gristmill.scorer.heads.distil import calibrate_bundle
+    from gristmill.scorer.heads.thresholds import calibrate_bundle
     from gristmill.scorer.tables import graded_with, read_documents, read_parquet
 
     settings = load(CalibrationConfig, config)
