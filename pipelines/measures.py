@@ -127,12 +127,7 @@ def setups(policy: Policy) -> dict[str, Any]:
                 f"policy {policy.name!r}: measure.{name}: nothing to set up there{nearest(name, FROM_POLICY)}"
             )
     for name, kind in FROM_POLICY.items():
-        where = f"policy {policy.name!r}: measure.{name}"
-        try:
-            made[name] = from_mapping(kind, policy.measure.get(name, {}), where)
-        except UsageError as error:  # what a configuration itself refuses names its setting alone
-            told = str(error)
-            raise UsageError(told if told.startswith(where) else f"{where}: {told}") from None
+        made[name] = from_mapping(kind, policy.measure.get(name, {}), f"policy {policy.name!r}: measure.{name}")
     return made
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gristmill.base.errors import GristmillError
-from gristmill.base.files import atomic_path
+from gristmill.base.files import write_text
 from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.policy import Edit
 from gristmill.datapipe.text import spans
@@ -52,8 +52,7 @@ class TrainTokenizer(Step):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )  # fmt: skip
         tokenizer.train_from_iterator(self._texts(inputs), trainer)
-        with atomic_path(out / "tokenizer.json") as temporary:
-            tokenizer.save(str(temporary))
+        write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
         return {"vocabulary": tokenizer.get_vocab_size()}
 
     def _texts(self, inputs: Inputs) -> Iterator[list[str]]:
@@ -87,8 +86,7 @@ class CopyTokenizer(Step):
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(self._path))
-        with atomic_path(out / "tokenizer.json") as temporary:
-            tokenizer.save(str(temporary))
+        write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
         return {"vocabulary": tokenizer.get_vocab_size()}
 
 

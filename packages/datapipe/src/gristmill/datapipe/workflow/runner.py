@@ -110,6 +110,10 @@ class Runner:
         if self._executor is not None:
             self._executor.stop()
 
+    def _refuse_if_taken_over(self) -> None:
+        if self._gave_way:
+            raise GristmillError(f"{self.folder}: another runner has taken this run over while this one stood still")
+
     # The DAG -----------------------------------------------------------------------------------------------------
 
     def _run_nodes(self, waiting: dict[str, Node]) -> None:
@@ -387,10 +391,7 @@ class Runner:
                 if outcome.detail:
                     self._display.say(outcome.detail)
                 continue
-            if self._gave_way:
-                raise GristmillError(
-                    f"{self.folder}: another runner has taken this run over while this one stood still"
-                )
+            self._refuse_if_taken_over()
             entry = Entry(**outcome.value["entry"])
             self._ledger.write(ledger or name, getattr(outcome.item, "key", outcome.item), entry)
             self._record.nodes[name].partitions_done += 1
@@ -411,6 +412,7 @@ class Runner:
         else:
             self._ensure(step.requires)
             self._ran.add(step.name)
+            self._refuse_if_taken_over()
             self._ledger.forget(step.name, WHOLE)
             work = self.folder / ".work" / f"{step.name}-{key[:16]}"
             for other in work.parent.glob(f"{step.name}-*"):
