@@ -85,7 +85,7 @@ def _pipeline(config: DemoConfig, inputs: list[Path], model: Path, lm: Path) -> 
         perplexity=PerplexityConfig(model=str(lm)), contamination=EvalSetsConfig(sets=("bundled",)),
         ingest=IngestConfig(rows_per_partition=512), bpe=TokenizerConfig(vocabulary=4096, characters=4_000_000),
         sample=SampleConfig(documents=160 if quick else 400, unlabelled=240 if quick else 800),
-        heads=HeadsConfig(taps=(8, 16), max_tokens=128),
+        heads=HeadsConfig(taps=(8, 16), window_tokens=128),
         # 10% at 95% confidence is what a few hundred labels can certify; a real run labels thousands and asks for 1%.
         calibration=CalibrationConfig(max_false_drop=0.10, keep_default=0.4, allow_uncertified=quick),
         pack=PackConfig(valid_fraction=0.05, licences=demo_inputs.LICENCES),

@@ -124,7 +124,7 @@ def dag(config: SmallConfig) -> tuple[Ingest, list[Node]]:
         contamination=EvalSetsConfig(sets=("bundled",)), ingest=IngestConfig(rows_per_partition=48),
         bpe=TokenizerConfig(vocabulary=512, characters=200_000),
         sample=SampleConfig(documents=72, unlabelled=96, per_partition=24),
-        heads=HeadsConfig(taps=(1, 3), max_tokens=32, epochs=4, judge_epochs=4),
+        heads=HeadsConfig(taps=(1, 3), window_tokens=32, epochs=4, judge_epochs=4),
         calibration=CalibrationConfig(max_false_drop=0.2, keep_default=0.6, allow_uncertified=True),
         pack=PackConfig(valid_fraction=0.2), oracle_tokens=32,
     )  # fmt: skip

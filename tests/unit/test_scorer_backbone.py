@@ -10,7 +10,7 @@ import torch
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.scorer.backbone.staged import BackboneIdentity, StagedBackbone, identify
-from gristmill.scorer.backbone.states import Tokens, batches, extract, head_input, pad
+from gristmill.scorer.backbone.states import batches, extract, head_input, pad
 from gristmill.scorer.backbone.tiny import tiny_model, write_tiny
 
 TAPS = (2, 5)
@@ -93,13 +93,6 @@ def test_identity_covers_weights_and_tokenizer(tmp_path: Path) -> None:
     assert identify(one) == identify(same)
     (same / "tokenizer.json").write_text((same / "tokenizer.json").read_text() + "\n")
     assert identify(one).fingerprint != identify(same).fingerprint
-
-
-def test_tokens_begin_with_the_first_token_and_are_cut(tmp_path: Path) -> None:
-    tokens = Tokens(write_tiny(tmp_path / "tiny"), first_token=1, max_tokens=10)
-    short, long, empty, missing = tokens(["abc", "x" * 100_000, "  \n", None])
-    assert short[0] == 1 and len(short) == 4 and len(long) == 11
-    assert len(empty) == len(missing) == 0
 
 
 def test_batches_cover_every_row_within_budget_and_repeat_exactly() -> None:

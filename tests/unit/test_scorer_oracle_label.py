@@ -80,7 +80,7 @@ def test_heads_are_trained_on_one_rubric_of_mixed_labels(
     assert len(graded_with(pq.read_table(output), math)) == N // 3 * 2
     backbone = write_tiny(tmp_path / "tiny", "llama", layers=2)
     config = tmp_path / "heads.toml"
-    config.write_text("taps = [1, 2]\nmax_tokens = 16\nepochs = 1\njudge_epochs = 1\n")
+    config.write_text("taps = [1, 2]\nwindow_tokens = 16\nepochs = 1\njudge_epochs = 1\n")
     train = ("train-heads", "--labels", output, "--backbone", backbone, "--config", config)
     assert run(*train, "--output", tmp_path / "heads") == 2
     assert "graded with general, math; name the one to train on by --rubric NAME" in capsys.readouterr().err

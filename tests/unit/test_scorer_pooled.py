@@ -46,14 +46,14 @@ def matrix(states: pa.FixedSizeListArray) -> np.ndarray:
 def test_states_are_the_mean_of_what_a_head_reads(architecture: str, tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "tiny", architecture)
     backbone = StagedBackbone.load(folder, (2, 2), "float32")
-    rows = Tokens(folder, backbone.identity.first_token, 100)(TEXTS)
+    rows = Tokens(folder, backbone.identity.first_token, 100, 1)(TEXTS)
     states = Pooler.load(folder, PooledConfig(block=2, max_tokens=100)).states(TEXTS)
     assert states.type == pa.list_(pa.float16(), 64)
     assert states.is_null().to_pylist() == [False, False, True, False, True, False, False]
     for state, row in zip(states.to_pylist(), rows, strict=True):
         if state is not None:
-            hidden_BSD = extract(backbone, [row], 512).probe[0][None]
-            expected = head_input(hidden_BSD, torch.ones(1, len(row)))[0].mean(1)[0]
+            hidden_BSD = extract(backbone, row, 512).probe[0][None]
+            expected = head_input(hidden_BSD, torch.ones(1, len(row[0])))[0].mean(1)[0]
             torch.testing.assert_close(torch.tensor(state).float(), expected / expected.norm(), rtol=2e-3, atol=1e-4)
     assert np.linalg.norm(matrix(states).astype(np.float64), axis=1) == pytest.approx(1, abs=2e-3)
 

@@ -41,7 +41,7 @@ RUBRIC = rubric_from_mapping(
     },
     "test",
 )
-CONFIG = TrainConfig(taps=(2, 4), max_tokens=64, dtype="float32", batch_tokens=2048, epochs=12, judge_epochs=3)
+CONFIG = TrainConfig(taps=(2, 4), window_tokens=64, dtype="float32", batch_tokens=2048, epochs=12, judge_epochs=3)
 
 
 def document(share: float, length: int, generator: np.random.Generator) -> str:
@@ -260,7 +260,7 @@ def test_commands_from_labels_to_scores(backbone: Path, tmp_path: Path, capsys: 
     rows = labels(120, seed=4).select(["id", "source", "text"]).to_pylist()
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "heads.toml").write_text(
-        'taps = [2, 4]\nmax_tokens = 64\ndtype = "float32"\nepochs = 4\njudge_epochs = 1\nbatch_tokens = 2048\n'
+        'taps = [2, 4]\nwindow_tokens = 64\ndtype = "float32"\nepochs = 4\njudge_epochs = 1\nbatch_tokens = 2048\n'
     )
     (tmp_path / "calibration.toml").write_text("max_false_drop = 0.05\nallow_uncertified = true\n[keep]\ncode = 0.5\n")
     heads, common = str(tmp_path / "heads"), ["--backbone", str(backbone)]

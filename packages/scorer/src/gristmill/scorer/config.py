@@ -9,10 +9,12 @@ from gristmill.base.config import check_range
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """taps: blocks after which probe and judge read. batch_tokens: padded tokens per batch, in every pass."""
+    """taps: blocks after which probe and judge read. A document is read in at most `windows` windows of at most
+    `window_tokens` tokens. batch_tokens: padded tokens per batch, in every pass."""
 
     taps: tuple[int, int] = (8, 16)
-    max_tokens: int = 192
+    window_tokens: int = 512
+    windows: int = 3
     dtype: str = "bfloat16"
     threads: int = 1
     batch_tokens: int = 4096

@@ -33,7 +33,7 @@ class Pooler:
             UsageError: no model in the folder, an unknown dtype, or fewer blocks than `config.block`.
         """
         backbone = StagedBackbone.load(folder, (config.block, config.block), config.dtype, config.threads)
-        tokens = Tokens(folder, backbone.identity.first_token, config.max_tokens)
+        tokens = Tokens(folder, backbone.identity.first_token, config.max_tokens, 1)
         return cls(backbone, tokens, config.batch_tokens)
 
     @property
@@ -43,7 +43,7 @@ class Pooler:
     @torch.inference_mode()
     def states(self, texts: Sequence[str | None]) -> pa.FixedSizeListArray:
         """float16 [N, D] in the texts' order, each of length one; null for a text without tokens."""
-        rows = self._tokens(texts)
+        rows = [own[0] if own else np.zeros(0, np.int32) for own in self._tokens(texts)]
         states_ND = np.zeros((len(rows), self.width), np.float16)
         packed = batches([len(row) for row in rows], self._batch_tokens)
         with Progress("states", total=len(packed), unit="batches") as progress:

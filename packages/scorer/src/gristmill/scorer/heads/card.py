@@ -23,8 +23,8 @@ def card(
         "",
         f"Backbone `{backbone.name}` ({backbone.architecture}, {backbone.layers} layers, width {backbone.width}), "
         f"fingerprint `{backbone.fingerprint[:16]}`. Probe after block {config.taps[0]}, judge after block "
-        f"{config.taps[1]}, both before the final norm; first {config.max_tokens} tokens; "
-        f"{config.dtype} backbone, float32 heads.",
+        f"{config.taps[1]}, both before the final norm; up to {config.windows} windows of "
+        f"{config.window_tokens} tokens; {config.dtype} backbone, float32 heads.",
         "",
         f"Judge: {training.get('reason', 'unknown')}.",
         "",

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from gristmill.scorer.backbone.staged import StagedBackbone
-from gristmill.scorer.backbone.states import Tokens, extract
+from gristmill.scorer.backbone.states import Tokens, average_windows, extract, flatten
 from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.heads import bundle as bundles
 from gristmill.scorer.heads.bundle import Bundle
@@ -34,17 +34,26 @@ def train_bundle(table: pa.Table, rubric: Rubric, backbone_dir: Path, output: Pa
     labels = Labels.of(table, rubric)
     labels.scores_ND[labels.flagged_N & np.isin(labels.splits, ("fit", "select"))] = np.nan
     backbone = StagedBackbone.load(backbone_dir, config.taps, config.dtype, config.threads)
-    tokens = Tokens(backbone_dir, backbone.identity.first_token, config.max_tokens)(labels.texts)
+    tokens = Tokens(backbone_dir, backbone.identity.first_token, config.window_tokens, config.windows)
     # The certify split is left alone: its predictions come from the deployed scorer, in calibrate_bundle().
-    used = [np.zeros(0, np.int32) if split == "certify" else row for row, split in zip(tokens, labels.splits)]
-    features = extract(backbone, used, config.batch_tokens)
-    heads = train_heads(features, rubric, labels.scores_ND, labels.weights_N, list(labels.splits), config)
-    predictions = {"probe": predict(heads.probe, features.probe, rubric, config.batch_tokens)}
-    if heads.judge is not None:
-        predictions["judge"] = predict(heads.judge, features.judge, rubric, config.batch_tokens)
-    splits = evaluate_splits(labels, np.array(features.lengths), predictions, rubric, config)
+    rows, owner_M = flatten(
+        tokens([None if split == "certify" else text for text, split in zip(labels.texts, labels.splits)])
+    )
+    features = extract(backbone, rows, config.batch_tokens)
+    # Each window is a row with its document's grades, and a share of its document's weight.
+    own = labels.take(owner_M)
+    weights_M = own.weights_N / np.bincount(owner_M)[owner_M]
+    heads = train_heads(features, rubric, own.scores_ND, weights_M, list(own.splits), config)
+    tokens_M = np.array(features.lengths) - 1
+    predictions = {
+        name: average_windows(predict(head, states, rubric, config.batch_tokens), tokens_M, owner_M, len(labels))
+        for name, head, states in (("probe", heads.probe, features.probe), ("judge", heads.judge, features.judge))
+        if head is not None
+    }
+    lengths_N = np.bincount(owner_M, weights=tokens_M, minlength=len(labels))
+    splits = evaluate_splits(labels, lengths_N, predictions, rubric, config)
     metrics: dict[str, Any] = {"training": heads.report, "splits": splits}
-    shown = [row[:SELFTEST_TOKENS] for row in tokens if len(row) > 1][:SELFTEST_ROWS]
+    shown = [row[:SELFTEST_TOKENS] for row in rows[:SELFTEST_ROWS]]
     bundle = Bundle(
         backbone.identity, config, rubric, heads.probe.eval(), heads.judge.eval() if heads.judge else None,
         make_selftest(backbone, heads.probe, heads.judge, shown), labels.sha(), metrics,

@@ -57,7 +57,7 @@ class Scorer:
 
     def __init__(self, bundle: Bundle, backbone: StagedBackbone, folder: Path) -> None:
         self.bundle, self.backbone = bundle, backbone
-        self.tokens = Tokens(folder, bundle.backbone.first_token, bundle.config.max_tokens)
+        self.tokens = Tokens(folder, bundle.backbone.first_token, bundle.config.window_tokens, 1)
         self.counters = Counters(blocks=bundle.config.taps[1] if bundle.judge else bundle.config.taps[0])
 
     @classmethod
@@ -94,7 +94,7 @@ class Scorer:
         if sources is not None and len(sources) != len(texts):
             raise UsageError(f"{len(texts)} texts but {len(sources)} sources")
         rubric, budget = self.bundle.rubric, self.bundle.config.batch_tokens
-        rows = self.tokens(texts)
+        rows = [own[0] if own else np.zeros(0, np.int32) for own in self.tokens(texts)]
         tau_N = self._tau_drop(sources or [ALL] * len(texts)) if early_exit else np.full(len(texts), -math.inf)
         scores_ND = np.full((len(texts), len(rubric.dimensions)), np.nan)
         probe_N, judge_N = np.full(len(texts), np.nan), np.full(len(texts), np.nan)
