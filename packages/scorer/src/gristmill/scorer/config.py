@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gristmill.base.config import check_range
+from gristmill.base.errors import UsageError
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """taps: blocks after which probe and judge read. A document is read in at most `windows` windows of at most
-    `window_tokens` tokens. batch_tokens: padded tokens per batch, in every pass."""
+    """How heads are trained, and what their backbone must be run with. A bundle's own has what was chosen: its taps are
+    two numbers, and its judge_kind is that of its judge."""
 
-    taps: tuple[int, int] = (8, 16)
+    taps: tuple[int, int] | Literal["sweep"] = "sweep"
+    """Blocks after which probe and judge read; "sweep" has them found from the labels."""
+    sweep_false_drop: float = 0.05
+    """Share of good documents that a probe may lose where the sweep compares taps by the compute they save."""
     window_tokens: int = 512
     windows: int = 3
+    """A document is read in at most so many windows of at most `window_tokens` tokens."""
     dtype: str = "bfloat16"
+    device: str = "cpu"
+    attention: str = ""
+    """One of transformers' attn_implementation; empty is the model's own default."""
     threads: int = 1
     batch_tokens: int = 4096
+    """Padded tokens per batch, in every pass."""
     seed: int = 0
-    epochs: int = 30
-    patience: int = 5
+    pooling: Literal["attention", "mean"] = "attention"
+    """How the probe sums up a window: by learned queries, or a linear map of the mean, in closed form."""
+    queries: int = 4
+    epochs: int = 15
+    patience: int = 3
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    huber: float = 1.5  # in standard deviations of each dimension's scores
-    queries: int = 4
+    huber: float = 1.5
+    """Errors above it count linearly; in standard deviations of each dimension's scores."""
     judge: bool = True
+    judge_kind: Literal["best", "encoder", "attention"] = "best"
+    """A small encoder, a probe at the deeper tap, or whichever of the two orders the select split better."""
     judge_width: int = 128
     judge_epochs: int = 12
     judge_learning_rate: float = 1e-3
-    judge_gain: float = 0.02  # Spearman of quality on select that the judge must add
+    judge_gain: float = 0.02
+    """Spearman of quality on select that the judge must add to the probe's, or it is not shipped."""
+
+    def __post_init__(self) -> None:
+        if self.taps != "sweep" and not 1 <= self.taps[0] <= self.taps[1]:
+            raise UsageError(f'taps: {list(self.taps)} must be two blocks, 1 <= probe <= judge, or "sweep"')
+        check_range("sweep_false_drop", self.sweep_false_drop, 0, 1)
+        for name in ("window_tokens", "windows", "threads", "batch_tokens", "queries"):
+            check_range(name, getattr(self, name), 1)
+
+    @property
+    def chosen_taps(self) -> tuple[int, int]:
+        """Raises UsageError where they are still to be found by a sweep; in a bundle they never are."""
+        if self.taps == "sweep":
+            raise UsageError("taps: not chosen yet; train heads with this configuration first, or name two blocks")
+        return self.taps
 
 
 @dataclass(frozen=True)
