@@ -20,7 +20,7 @@ from gristmill.scorer.backbone.staged import BackboneIdentity
 from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.heads.calibration import FORMAT as CALIBRATION_FORMAT
 from gristmill.scorer.heads.card import card
-from gristmill.scorer.heads.modules import Judge, Probe
+from gristmill.scorer.heads.modules import make_judge, make_probe
 from gristmill.scorer.rubric import Rubric, rubric_from_mapping
 
 FORMAT = "gristmill.scorer/1"
@@ -42,8 +42,8 @@ class Bundle:
     backbone: BackboneIdentity
     config: TrainConfig
     rubric: Rubric
-    probe: Probe
-    judge: Judge | None
+    probe: torch.nn.Module
+    judge: torch.nn.Module | None
     selftest: SelfTest
     labels_sha: str
     metrics: dict[str, Any]
@@ -62,7 +62,7 @@ def save(bundle: Bundle, folder: Path) -> None:
         {
             "format": FORMAT,
             "backbone": dataclasses.asdict(bundle.backbone),
-            "taps": {"probe": bundle.config.taps[0], "judge": bundle.config.taps[1], "pre_norm": True},
+            "taps": {"probe": bundle.config.chosen_taps[0], "judge": bundle.config.chosen_taps[1], "pre_norm": True},
             "training": to_mapping(bundle.config),
             "rubric": to_mapping(bundle.rubric),
             "rubric_sha": bundle.rubric.sha,
@@ -124,8 +124,8 @@ def load(folder: Path) -> Bundle:
         raise DataError(f"{folder / 'scorer.json'}: the rubric is not the one that its rubric_sha names")
     config = TrainConfig(**{**values["training"], "taps": tuple(values["training"]["taps"])})
     width, dimensions = values["backbone"]["width"], len(rubric.dimensions)
-    probe = Probe(width, dimensions, config.queries)
-    judge = Judge(width, dimensions, config.judge_width) if values["judge"] else None
+    probe = make_probe(width, dimensions, config)
+    judge = make_judge(width, dimensions, config) if values["judge"] else None
     _fill(probe, "probe.", tensors, path)
     if judge is not None:
         _fill(judge, "judge.", tensors, path)

@@ -33,7 +33,7 @@ def train_bundle(table: pa.Table, rubric: Rubric, backbone_dir: Path, output: Pa
     """
     labels = Labels.of(table, rubric)
     labels.scores_ND[labels.flagged_N & np.isin(labels.splits, ("fit", "select"))] = np.nan
-    backbone = StagedBackbone.load(backbone_dir, config.taps, config.dtype, config.threads)
+    backbone = StagedBackbone.load(backbone_dir, config.chosen_taps, config.dtype, config.threads)
     tokens = Tokens(backbone_dir, backbone.identity.first_token, config.window_tokens, config.windows)
     # The certify split is left alone: its predictions come from the deployed scorer, in calibrate_bundle().
     rows, owner_M = flatten(

@@ -19,7 +19,7 @@ from gristmill.base.errors import DataError
 from gristmill.scorer.backbone.states import Features, batches, head_input, pad_states
 from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.heads.metrics import spearman
-from gristmill.scorer.heads.modules import Judge, Probe
+from gristmill.scorer.heads.modules import make_judge, make_probe
 from gristmill.scorer.rubric import Rubric
 
 # Fewer graded documents than this in fit or select decide nothing.
@@ -30,8 +30,8 @@ MINIMUM_SPLIT = 8
 class TrainedHeads:
     """`judge` is None where it was not trained or did not earn its place; `report` says which, with the numbers."""
 
-    probe: Probe
-    judge: Judge | None
+    probe: nn.Module
+    judge: nn.Module | None
     report: dict[str, Any]
 
 
@@ -76,16 +76,16 @@ def train_heads(
 
     width, dimensions = features.probe[0].shape[1], len(rubric.dimensions)
     probe, probe_rho = train(
-        lambda: Probe(width, dimensions, config.queries), features.probe, config.learning_rate, config.epochs
+        lambda: make_probe(width, dimensions, config), features.probe, config.learning_rate, config.epochs
     )
     report: dict[str, Any] = {
         "fit": len(rows["fit"]), "select": len(rows["select"]), "probe_spearman": probe_rho, "judge_spearman": None,
         "judge_gain_needed": config.judge_gain, "judge_shipped": False, "reason": "the judge is switched off",
     }  # fmt: skip
     judge = None
-    if config.judge and config.taps[1] > config.taps[0]:
+    if config.judge and config.chosen_taps[1] > config.chosen_taps[0]:
         judge, judge_rho = train(
-            lambda: Judge(width, dimensions, config.judge_width), features.judge, config.judge_learning_rate,
+            lambda: make_judge(width, dimensions, config), features.judge, config.judge_learning_rate,
             config.judge_epochs,
         )  # fmt: skip
         gain = judge_rho - probe_rho

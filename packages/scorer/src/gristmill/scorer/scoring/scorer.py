@@ -22,7 +22,6 @@ from gristmill.scorer.backbone.states import Tokens, batches, head_input, pad, p
 from gristmill.scorer.heads import bundle as bundles
 from gristmill.scorer.heads.bundle import Bundle, SelfTest
 from gristmill.scorer.heads.calibration import ALL
-from gristmill.scorer.heads.modules import Judge, Probe
 from gristmill.scorer.heads.training import to_scale
 
 # Largest change of a head's output (in fractions of the scale) that other kernels on another machine may cause.
@@ -58,7 +57,7 @@ class Scorer:
     def __init__(self, bundle: Bundle, backbone: StagedBackbone, folder: Path) -> None:
         self.bundle, self.backbone = bundle, backbone
         self.tokens = Tokens(folder, bundle.backbone.first_token, bundle.config.window_tokens, 1)
-        self.counters = Counters(blocks=bundle.config.taps[1] if bundle.judge else bundle.config.taps[0])
+        self.counters = Counters(blocks=bundle.config.chosen_taps[1] if bundle.judge else bundle.config.chosen_taps[0])
 
     @classmethod
     def load(cls, heads_dir: Path, backbone_dir: Path, dtype: str | None = None, threads: int = 1) -> Scorer:
@@ -72,7 +71,7 @@ class Scorer:
         bundle = bundles.load(heads_dir)
         identity = identify(backbone_dir)
         bundles.check_backbone(bundle, identity, backbone_dir)
-        probe, judge = bundle.config.taps
+        probe, judge = bundle.config.chosen_taps
         taps = (probe, judge) if bundle.judge else (probe, probe)  # no judge: its blocks are not loaded either
         backbone = StagedBackbone.load(backbone_dir, taps, dtype or bundle.config.dtype, threads, identity)
         check_selftest(bundle, backbone, heads_dir)
@@ -160,7 +159,9 @@ class Scorer:
         self.backbone.counters.block_tokens = 0
 
 
-def make_selftest(backbone: StagedBackbone, probe: Probe, judge: Judge | None, rows: Sequence[np.ndarray]) -> SelfTest:
+def make_selftest(
+    backbone: StagedBackbone, probe: torch.nn.Module, judge: torch.nn.Module | None, rows: Sequence[np.ndarray]
+) -> SelfTest:
     """Run a few token sequences and keep their scores, rounded to 6 digits."""
     probe_out, judge_out = _outputs(backbone, probe, judge, rows)
     return SelfTest(
@@ -192,7 +193,7 @@ def check_selftest(bundle: Bundle, backbone: StagedBackbone, where: Path) -> Non
 
 @torch.inference_mode()
 def _outputs(
-    backbone: StagedBackbone, probe: Probe, judge: Judge | None, rows: Sequence[np.ndarray]
+    backbone: StagedBackbone, probe: torch.nn.Module, judge: torch.nn.Module | None, rows: Sequence[np.ndarray]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     ids_BS, mask_BS = pad(list(rows))
     first, last = backbone.first(ids_BS, mask_BS)
