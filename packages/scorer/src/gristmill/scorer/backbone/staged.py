@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from torch import nn
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import fingerprint, sha256_file
+from gristmill.scorer.backbone.hub import origin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Relative error allowed between the staged and the unsliced model in fp32 (measured: 7e-7 on ten architectures).
-PARITY = 1e-4
-# Up to this size the parity check runs on an fp32 copy; above it, in the loaded dtype with a tolerance to match.
+# Relative error allowed between the cut and the uncut model in float32 (measured: 7e-7 on eleven architectures).
+PARITY = 1e-5
+# Up to this size that is checked on a float32 copy; above it in the loaded dtype, on batches of one and the same shape,
+# where kernels that add in a fixed order give the same bits and others round a little differently.
 PARITY_COPY_PARAMETERS = 1_000_000_000
-PARITY_NATIVE = 0.05
+PARITY_NATIVE = 0.02
+MXFP4_NEEDS = ("accelerate", "kernels", "triton")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class BackboneIdentity:
     layers: int
     first_token: int
     fingerprint: str
+    revision: str = ""
+    """The commit on the Hub that it came from, else empty."""
 
 
 @dataclass
@@ -49,7 +55,10 @@ class Counters:
 
 @dataclass
 class StagedBackbone:
-    """Two views of one model that share its weights. Where `staged` is False, `reason` says why both run as one."""
+    """Two views of one model that share its weights. Where `staged` is False, `reason` says why both run as one.
+
+    Inputs may be on any device; states are on the model's.
+    """
 
     identity: BackboneIdentity
     taps: tuple[int, int]
@@ -74,15 +83,20 @@ class StagedBackbone:
         dtype: str = "bfloat16",
         threads: int = 1,
         identity: BackboneIdentity | None = None,
+        device: str = "cpu",
+        attention: str = "",
     ) -> StagedBackbone:
         """Load blocks 0..taps[1] of a Hugging Face model folder, and check that cutting it changes nothing.
 
-        identity: from identify(), where the caller has it; it hashes every weight file.
+        identity: from identify(), where the caller has it; it hashes every weight file. attention: one of transformers'
+        attn_implementation, empty for the model's own default.
 
         Raises:
-            UsageError: an unknown dtype, taps that are not 1 <= probe <= judge <= layers, or no model in the folder.
+            UsageError: an unknown dtype, a device or attention that is not to be had, taps that are not 1 <= probe <=
+                judge <= layers, or no model in the folder.
+            DataError: its states are not finite.
         """
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
         if dtype not in DTYPES:
             raise UsageError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
@@ -93,13 +107,20 @@ class StagedBackbone:
                 f"taps {taps}: need 1 <= probe <= judge <= {identity.layers}, the layers of {identity.name}"
             )
         torch.set_num_threads(threads)
+        where = _device(device)
         with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = _config(folder)
             _cut_config(config, 0, judge)
-            model = AutoModel.from_pretrained(
-                folder, config=config, dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False
-            )
-        return cls.from_model(model, identity, taps)
+            _unpack_mxfp4(config, where)
+            chosen = {"attn_implementation": attention} if attention else {}
+            try:
+                model = AutoModel.from_pretrained(
+                    folder, config=config, dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **chosen
+                )
+            except (ImportError, ValueError) as error:
+                asked = f" with attention {attention!r}" if attention else ""
+                raise UsageError(f"{folder}: cannot be loaded{asked} ({_first_line(error)})") from None
+        return cls.from_model(model.to(where), identity, taps)
 
     @classmethod
     def from_model(cls, model: Any, identity: BackboneIdentity, taps: tuple[int, int]) -> StagedBackbone:
@@ -108,13 +129,23 @@ class StagedBackbone:
         reason = parity_failure(model, taps)
         return cls(identity, taps, model, staged=not reason, reason=reason)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
     @torch.inference_mode()
     def first(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """State at the probe's tap [B, S, D]; and the judge's as well where the model runs unstaged, else None."""
         if self.staged:
+            ids_BS, mask_BS = ids_BS.to(self.device), mask_BS.to(self.device)
             hidden = self._first(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
             return hidden, hidden if self.taps[0] == self.taps[1] else None
-        return _tapped(self.model, self._blocks, self.taps, ids_BS, mask_BS)
+        probe, judge = self.at(self.taps, ids_BS, mask_BS)
+        return probe, judge
 
     @torch.inference_mode()
     def second(self, hidden_BSD: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
@@ -125,7 +156,13 @@ class StagedBackbone:
         """
         if self._second is None:
             raise DataError("this backbone has no second stage to resume; use the state that first() returned")
+        hidden_BSD, mask_BS = hidden_BSD.to(self.device), mask_BS.to(self.device)
         return self._second(inputs_embeds=hidden_BSD, attention_mask=mask_BS, use_cache=False).last_hidden_state
+
+    @torch.inference_mode()
+    def at(self, taps: Sequence[int], ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> list[torch.Tensor]:
+        """States [B, S, D] at any taps up to the judge's, from one pass of the uncut model."""
+        return _tapped(self.model, self._blocks, taps, ids_BS.to(self.device), mask_BS.to(self.device))
 
     def _count(self, _block: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments:
@@ -135,78 +172,90 @@ class StagedBackbone:
 def identify(folder: Path) -> BackboneIdentity:
     """Read a model folder's identity; the weights are hashed, not loaded.
 
-    Raises:
-        UsageError: config.json, tokenizer.json or *.safetensors is missing.
-    """
-    from transformers import AutoConfig
+    A folder in the Hub's cache is named for its repository and commit.
 
+    Raises:
+        UsageError: config.json, tokenizer.json or *.safetensors is missing, or the model is not one of text alone.
+    """
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file() or not weights:
         raise UsageError(f"{folder}: a backbone is a folder with config.json, tokenizer.json and *.safetensors")
     with quiet():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = _config(folder)
+    if config.get_text_config() is not config:
+        raise UsageError(f"{folder}: {config.model_type} reads more than text; give a model of text alone")
     parts = [(p.name, sha256_file(p)) for p in (folder / "config.json", folder / "tokenizer.json", *weights)]
     # Token 0 is an attention sink; which one it is moves every score, so it is part of the identity.
     first = next((t for t in (config.bos_token_id, config.eos_token_id) if isinstance(t, int)), 0)
+    name, revision = origin(folder)
     return BackboneIdentity(
-        folder.resolve().name,
+        name,
         str(config.model_type),
         config.hidden_size,
         config.num_hidden_layers,
         first,
         fingerprint(parts),
+        revision,
     )
 
 
 def parity_failure(model: Any, taps: tuple[int, int]) -> str:
-    """Empty where the two views give the unsliced model's states on a padded random batch, else what differs."""
+    """Empty where the two views give the uncut model's states on a padded random batch, else what differs.
+
+    Raises:
+        DataError: the uncut model's states are not finite.
+    """
     try:
         blocks = _blocks(model)
     except UsageError as error:
         return str(error)
-    size = sum(p.numel() for p in model.parameters())
-    tolerance = PARITY
+    tolerance, rows = PARITY, [1, 2]  # two of three rows go on, with less padding
     if next(model.parameters()).dtype != torch.float32:
-        if size <= PARITY_COPY_PARAMETERS:
+        if sum(p.numel() for p in model.parameters()) <= PARITY_COPY_PARAMETERS:
             model = copy.deepcopy(model).float()
             blocks = _blocks(model)
         else:
-            tolerance = PARITY_NATIVE
+            tolerance, rows = PARITY_NATIVE, [0, 1, 2]
     generator = torch.Generator().manual_seed(0)
-    ids_BS = torch.randint(3, model.config.vocab_size, (3, 24), generator=generator)
-    lengths = (24, 9, 15)
-    mask_BS = (torch.arange(24)[None, :] < torch.tensor(lengths)[:, None]).long()
+    lengths = torch.tensor([24, 9, 15])
+    device = next(model.parameters()).device
+    ids_BS = torch.randint(3, model.config.vocab_size, (3, 24), generator=generator).to(device)
+    mask_BS = (torch.arange(24)[None, :] < lengths[:, None]).long().to(device)
+    width = int(lengths[rows].max())
     probe, judge = taps
-    with torch.inference_mode():
+    with torch.inference_mode(), _short_windows(model.config, 8):
         whole_probe, whole_judge = _tapped(model, blocks, taps, ids_BS, mask_BS)
         try:
             cut_probe = _view(model, 0, probe)(
                 input_ids=ids_BS, attention_mask=mask_BS, use_cache=False
             ).last_hidden_state
-            cut_judge, rows, width = whole_judge, [1, 2], max(lengths[1:])
+            cut_judge = cut_probe[rows][:, :width]
             if judge > probe:
                 cut_judge = _view(model, probe, judge)(
-                    inputs_embeds=cut_probe[rows][:, :width], attention_mask=mask_BS[rows][:, :width], use_cache=False
+                    inputs_embeds=cut_judge, attention_mask=mask_BS[rows][:, :width], use_cache=False
                 ).last_hidden_state
-            else:
-                cut_judge = cut_judge[rows][:, :width]
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            return f"{model.config.model_type} cannot be cut at {taps}: {type(error).__name__}: {error}"
+            return f"{model.config.model_type} cannot be cut at {taps}: {type(error).__name__}: {_first_line(error)}"
     kept = mask_BS.bool()
     for name, cut, whole, valid in (
         ("probe", cut_probe, whole_probe, kept),
         ("judge", cut_judge, whole_judge[rows][:, :width], kept[rows][:, :width]),
     ):
-        difference = (cut[valid] - whole[valid]).norm() / whole[valid].norm()
+        if not whole[valid].isfinite().all():
+            raise DataError(
+                f"{model.config.model_type}: its states at the {name}'s tap are not finite; the weights are damaged, "
+                "or made for another dtype: get the model again, or load it in float32"
+            )
+        difference = (cut[valid].float() - whole[valid].float()).norm() / whole[valid].float().norm()
         if not difference <= tolerance:
             return f"{model.config.model_type} cut at {taps}: the {name}'s state differs by {difference:.1e} (relative)"
     return ""
 
 
 def _tapped(
-    model: Any, blocks: nn.ModuleList, taps: tuple[int, int], ids_BS: torch.Tensor, mask_BS: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both taps of the unsliced model, caught by hooks on its blocks."""
+    model: Any, blocks: nn.ModuleList, taps: Sequence[int], ids_BS: torch.Tensor, mask_BS: torch.Tensor
+) -> list[torch.Tensor]:
+    """States at these taps of the uncut model, caught by hooks on its blocks."""
     caught: dict[int, torch.Tensor] = {}
 
     def catch(tap: int) -> Any:
@@ -221,7 +270,7 @@ def _tapped(
     finally:
         for handle in handles:
             handle.remove()
-    return caught[taps[0]], caught[taps[1]]
+    return [caught[tap] for tap in taps]
 
 
 def _view(model: Any, start: int, end: int) -> Any:
@@ -233,7 +282,7 @@ def _view(model: Any, start: int, end: int) -> Any:
     for name, module in model._modules.items():
         if isinstance(module, nn.ModuleList) and module is _blocks(model):
             view._modules[name] = nn.ModuleList(list(module)[start:end])
-    for name in ("norm", "ln_f", "final_layer_norm"):
+    for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
         if name in view._modules:
             view._modules[name] = nn.Identity()
     return view
@@ -244,6 +293,51 @@ def _cut_config(config: Any, start: int, end: int) -> None:
         if kinds := getattr(config, name, None):
             setattr(config, name, list(kinds)[start:end])
     config.num_hidden_layers = end - start
+
+
+@contextlib.contextmanager
+def _short_windows(config: Any, tokens: int) -> Iterator[None]:
+    """Sliding windows shorter than the checked batch: in longer ones a sliding block looks like a full one."""
+    own = getattr(config, "sliding_window", None)
+    if own:
+        config.sliding_window = min(own, tokens)
+    try:
+        yield
+    finally:
+        if own:
+            config.sliding_window = own
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{folder / 'config.json'}: not of a model that is known here ({_first_line(error)})"
+        ) from None
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device's code
+        raise UsageError(f"device {name!r}: not to be had here ({_first_line(error)})") from None
+    return device
+
+
+def _unpack_mxfp4(config: Any, device: torch.device) -> None:
+    """gpt-oss comes packed in 4 bits, and is unpacked to the chosen dtype where the kernels for that are missing."""
+    packed = getattr(config, "quantization_config", None)
+    if isinstance(packed, dict) and packed.get("quant_method") == "mxfp4":
+        missing = device.type != "cuda" or not all(importlib.util.find_spec(name) for name in MXFP4_NEEDS)
+        config.quantization_config = {**packed, "dequantize": missing}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _blocks(model: Any) -> nn.ModuleList:

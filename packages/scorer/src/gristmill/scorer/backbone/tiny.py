@@ -9,41 +9,41 @@ import torch
 
 from gristmill.base.errors import UsageError
 
-ARCHITECTURES = ("llama", "qwen3", "gpt_oss", "gpt2")
+# Those that run in two stages, and one that cannot: gpt2 adds learned positions to inputs_embeds once more.
+STAGED = (
+    "llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "gemma2", "gemma3", "gpt_oss", "qwen3_moe", "gpt_neox",
+)  # fmt: skip
+ARCHITECTURES = (*STAGED, "gpt2")
+SLIDING: dict[str, Any] = {"head_dim": 16, "sliding_window": 8}
+OWN: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 16},
+    "mistral": SLIDING,
+    "gemma2": SLIDING,
+    "gemma3": SLIDING,
+    "gpt_oss": {**SLIDING, "num_experts_per_tok": 2, "num_local_experts": 4},
+    "qwen3_moe": {"head_dim": 16, "num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 32},
+}
 
 
 def tiny_config(architecture: str, layers: int = 6, width: int = 64, vocab_size: int = 320) -> Any:
-    """A transformers config with random-model sizes.
+    """A transformers config with random-model sizes; sliding windows, where there are any, are of 8 tokens.
 
     Raises:
         UsageError: an architecture that is not in ARCHITECTURES.
     """
-    import transformers
+    from transformers import AutoConfig
 
-    common: dict[str, Any] = {
-        "vocab_size": vocab_size, "hidden_size": width, "intermediate_size": 96, "num_hidden_layers": layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0,
-        "bos_token_id": 1, "eos_token_id": 2,
+    if architecture not in ARCHITECTURES:
+        raise UsageError(f"no tiny {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+    values: dict[str, Any] = {
+        "vocab_size": vocab_size, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_size": width,
+        "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4, "max_position_embeddings": 512,
     }  # fmt: skip
-    if architecture == "llama":
-        return transformers.LlamaConfig(**common)
-    if architecture == "qwen3":
-        return transformers.Qwen3Config(**common, head_dim=16)
-    if architecture == "gpt_oss":  # sinks, sliding windows, mixture of experts
-        return transformers.GptOssConfig(
-            **common, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
-        )
-    if architecture == "gpt2":  # learned positions are added to inputs_embeds: it cannot be resumed, and must say so
-        return transformers.GPT2Config(
-            vocab_size=vocab_size,
-            n_embd=width,
-            n_layer=layers,
-            n_head=4,
-            n_positions=512,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    raise UsageError(f"no tiny {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+    if architecture not in ("gpt_neox", "gpt2"):
+        values["num_key_value_heads"] = 2
+    return AutoConfig.for_model(
+        "gemma3_text" if architecture == "gemma3" else architecture, **values, **OWN.get(architecture, {})
+    )
 
 
 def tiny_model(architecture: str, seed: int = 0, **sizes: int) -> Any:
