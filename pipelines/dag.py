@@ -19,6 +19,7 @@ from gristmill.datapipe.pack import Pack, PackConfig, Publish
 from gristmill.datapipe.policy_file import load_policy
 from gristmill.datapipe.select import Select
 from gristmill.datapipe.stages.tokens import CopyTokenizer, Tokenise, TokenizerConfig, TrainTokenizer
+from gristmill.datapipe.workflow.ledger import last_change
 from gristmill.datapipe.workflow.options import RunOptions
 from gristmill.datapipe.workflow.plan import table
 from gristmill.datapipe.workflow.runner import Runner
@@ -191,9 +192,11 @@ def _place(target: str) -> str:
 
 
 def report(run: Path) -> Path:
-    """Build RUN/report/index.html and say where it is."""
-    from gristmill.report.page import build as build_page
+    """Build RUN/report/index.html, unless nothing was done since it was, and say where it is."""
+    page = run / "report" / "index.html"
+    if not page.exists() or page.stat().st_mtime <= last_change(run):
+        from gristmill.report.page import build as build_page
 
-    page = build_page(run)
+        page = build_page(run)
     print(f"report: {page}", file=sys.stderr)
     return page

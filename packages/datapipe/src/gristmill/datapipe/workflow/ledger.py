@@ -29,6 +29,14 @@ class Entry:
     counts: dict[str, Any] = field(default_factory=dict)
 
 
+def last_change(run: Path) -> float:
+    """When a piece of work was last done or forgotten, as time.time(); 0 in a folder without any.
+
+    A rename or a removal touches its folder, so no entry has to be looked at.
+    """
+    return max((path.stat().st_mtime for path in (run / "ledger").glob("*/")), default=0.0)
+
+
 _ENTRY = pydantic.TypeAdapter(Entry)
 REDO = "delete it, and run the pipeline to have the work done again"
 
