@@ -21,6 +21,7 @@ from gristmill.scorer.sampling import split_of
 class Labels:
     """Graded documents in the order of their table; every field has one entry per document."""
 
+    ids: list[str]
     texts: list[str | None]
     sources: list[str]
     splits: np.ndarray  # object [N]: fit, select, certify or audit
@@ -29,10 +30,13 @@ class Labels:
     flagged_N: np.ndarray  # bool: the document may have talked its grader into a grade
     groups: list[str]  # what is resampled together for intervals: the URL's host, else the document's own id
     languages: list[str]
+    repeats_N: np.ndarray  # gradings whose mean a score is
+    overall_N: np.ndarray  # the oracle's own overall grade, NaN where it gave none
 
     @classmethod
     def of(cls, table: pa.Table, rubric: Rubric) -> Labels:
-        """From columns text and one per dimension; id, source, weight, split, flagged, url, language where known.
+        """From columns text and one per dimension; id, source, weight, split, flagged, url, language,
+        repeats and overall where known.
 
         Raises:
             DataError: a column is missing, grades of another rubric, or neither split nor id to split by.
@@ -50,6 +54,7 @@ class Labels:
         ids = _strings(table, "id") if "id" in table.column_names else [f"row {i}" for i in range(n)]
         hosts = [urlsplit(url).netloc for url in _strings(table, "url")]
         return cls(
+            ids=ids,
             texts=table["text"].to_pylist(),
             sources=_strings(table, "source"),
             splits=np.array(splits_of(table), dtype=object),
@@ -58,6 +63,8 @@ class Labels:
             flagged_N=_mask(table, "flagged"),
             groups=[host or own for host, own in zip(hosts, ids)],
             languages=_strings(table, "language"),
+            repeats_N=floats(table, "repeats") if "repeats" in table.column_names else np.ones(n),
+            overall_N=floats(table, "overall") if "overall" in table.column_names else np.full(n, np.nan),
         )
 
     def __len__(self) -> int:
