@@ -63,14 +63,54 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class CalibrationConfig:
-    """max_false_drop: share of good documents that tau_drop may lose, at `confidence`. keep: target rate by source."""
+class ScoringConfig:
+    """How trained heads are run. Where dtype, attention or batch_tokens are not set, as they were trained."""
 
+    dtype: str = ""
+    attention: str = ""
+    device: str = "cpu"
+    threads: int = 1
+    batch_tokens: int = 0
+    """Padded tokens per batch."""
+    chunk: int = 1024
+    """So many documents are packed by length together; two such chunks are tokenised ahead."""
+    shadow: float = 0.01
+    """Share of early exits that the judge sees all the same: what exits cost on the text that is being scored."""
+    held_bytes: int = 2**28
+    """Of states that wait for the second stage."""
+
+    def __post_init__(self) -> None:
+        check_range("threads", self.threads, 1)
+        check_range("batch_tokens", self.batch_tokens)
+        check_range("chunk", self.chunk, 1)
+        check_range("shadow", self.shadow, 0, 1)
+        check_range("held_bytes", self.held_bytes)
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
     max_false_drop: float = 0.05
+    """Share of good documents that tau_drop may lose."""
     confidence: float = 0.95
-    keep: dict[str, float] = field(default_factory=lambda: {"code": 0.5, "math": 0.5})
+    """With which that bound is certified."""
+    bounds: Literal["marginal", "bonferroni"] = "marginal"
+    """Whether the bounds of several sources hold each for itself, or all at once."""
+    keep: dict[str, float] = field(default_factory=lambda: {"code": 0.5, "math": 0.5, "science": 0.5})
+    """Share of a source that tau_keep is to keep."""
     keep_default: float = 0.3
+    keep_by: Literal["documents", "tokens"] = "documents"
+    """What those shares count."""
+    weights: Literal["rubric", "fit"] = "rubric"
+    """Of the dimensions in the quality: the rubric's, or fitted to the labels' own column `overall`."""
     allow_uncertified: bool = False
+    """With too few labels for the bound: a threshold without one, stamped as mode expected."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_false_drop", "confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise UsageError(f"{name}: {getattr(self, name)} must be between 0 and 1")
+        for source, rate in [("keep_default", self.keep_default), *self.keep.items()]:
+            check_range(f"keep of {source}", rate, 0, 1)
 
     def rate(self, source: str) -> float:
         return self.keep.get(source, self.keep_default)

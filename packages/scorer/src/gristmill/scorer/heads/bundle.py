@@ -1,38 +1,49 @@
 """A heads/ folder: everything a score depends on, and a self-test that proves it still gives the same scores here.
 
-scorer.json pins backbone, taps, rubric and self-test; heads.safetensors names scorer.json by hash; no pickle anywhere.
+scorer.json pins backbone, taps, windows and rubric; manifest.json pins every file. No pickle, no file that is not ours.
+The folder is written beside its place and put there whole, so that a crash leaves the old one or the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from gristmill.base.errors import DataError
-from gristmill.base.files import atomic_path, read_json, sha256_file, write_json, write_text
+from gristmill.base.config import from_mapping, to_mapping
+from gristmill.base.errors import DataError, UsageError
+from gristmill.base.files import (
+    atomic_path,
+    read_json,
+    read_object,
+    replace_folder,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from gristmill.scorer.backbone.staged import BackboneIdentity
 from gristmill.scorer.config import TrainConfig
+from gristmill.scorer.heads.calibration import ALL, MINIMUM_UNLABELLED, labels_needed
 from gristmill.scorer.heads.calibration import FORMAT as CALIBRATION_FORMAT
 from gristmill.scorer.heads.card import card
 from gristmill.scorer.heads.modules import make_judge, make_probe
+from gristmill.scorer.heads.selftest import SelfTest
 from gristmill.scorer.rubric import Rubric, rubric_from_mapping
 
-FORMAT = "gristmill.scorer/1"
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """Token ids with the head outputs (fractions of the scale) that they gave when the bundle was made."""
-
-    tokens: list[list[int]]
-    probe: list[list[float]]
-    judge: list[list[float]] | None
+FORMAT = "gristmill.scorer/2"
+MANIFEST, CALIBRATION = "manifest.json", "calibration.json"
+FILES = ("scorer.json", "heads.safetensors", "selftest.safetensors", "metrics.json", CALIBRATION, "README.md")
+"""All but the manifest; calibration.json is there once the heads are calibrated."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,8 @@ class Bundle:
     backbone: BackboneIdentity
     config: TrainConfig
     rubric: Rubric
-    probe: torch.nn.Module
-    judge: torch.nn.Module | None
+    probe: nn.Module
+    judge: nn.Module | None
     selftest: SelfTest
     labels_sha: str
     metrics: dict[str, Any]
@@ -51,92 +62,78 @@ class Bundle:
 
 
 def save(bundle: Bundle, folder: Path) -> None:
-    """Write scorer.json, heads.safetensors, metrics.json, calibration.json where there is one, and README.md."""
-    from safetensors.torch import save_file
+    """Write the folder whole; what stood there before goes.
 
-    from gristmill.base.config import to_mapping
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "scorer.json",
-        {
-            "format": FORMAT,
-            "backbone": dataclasses.asdict(bundle.backbone),
-            "taps": {"probe": bundle.config.chosen_taps[0], "judge": bundle.config.chosen_taps[1], "pre_norm": True},
-            "training": to_mapping(bundle.config),
-            "rubric": to_mapping(bundle.rubric),
-            "rubric_sha": bundle.rubric.sha,
-            "labels_sha": bundle.labels_sha,
-            "judge": bundle.judge is not None,
-            "selftest": dataclasses.asdict(bundle.selftest),
-            "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
-        },
-    )
-    tensors = {f"probe.{name}": tensor for name, tensor in bundle.probe.state_dict().items()}
-    if bundle.judge is not None:
-        tensors |= {f"judge.{name}": tensor for name, tensor in bundle.judge.state_dict().items()}
-    tensors = {name: tensor.float().contiguous() for name, tensor in sorted(tensors.items())}
-    # One key only: safetensors writes several in an order that changes from call to call.
-    metadata = {"scorer_sha256": sha256_file(folder / "scorer.json")}
-    with atomic_path(folder / "heads.safetensors") as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-    write_json(folder / "metrics.json", bundle.metrics)
-    if bundle.calibration is None:
-        (folder / "calibration.json").unlink(missing_ok=True)
-    else:
-        write_json(folder / "calibration.json", bundle.calibration)
-    write_text(
-        folder / "README.md", card(bundle.backbone, bundle.config, bundle.rubric, bundle.metrics, bundle.calibration)
-    )
+    Raises:
+        UsageError: what stands there holds files that are no bundle's.
+    """
+    if strange := _strangers(folder):
+        raise UsageError(f"{folder}: holds {strange[0]}, which is no part of heads; name an empty folder")
+    with _replaced(folder) as temporary:
+        temporary.mkdir(parents=True)
+        _write(bundle, temporary)
+        _write_calibration(bundle, temporary)
 
 
 def save_calibration(bundle: Bundle, calibration: dict[str, Any], folder: Path) -> None:
     """Replace the thresholds of a saved bundle, and its card."""
-    write_json(folder / "calibration.json", calibration)
-    write_text(folder / "README.md", card(bundle.backbone, bundle.config, bundle.rubric, bundle.metrics, calibration))
+    check_calibration(calibration, folder / CALIBRATION)
+    with _replaced(folder) as temporary:
+        shutil.copytree(folder, temporary)
+        _write_calibration(replace(bundle, calibration=calibration), temporary)
 
 
 def load(folder: Path) -> Bundle:
-    """Read and check a folder. The backbone is compared by check_backbone(), the scores by check_selftest().
+    """Read and check a folder. The backbone is compared by check_backbone(), the scores by the self-test's own check.
 
     Raises:
-        DataError: a file is missing, of another format, or not the one that scorer.json was written with.
+        DataError: a file is missing, altered, of another format, or none of a bundle's; or thresholds that no
+            calibration gives.
     """
-    from safetensors import SafetensorError, safe_open
-
-    values = read_json(folder / "scorer.json")
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
+    check_files(folder)
+    where = folder / "scorer.json"
+    values = read_object(where, "train the heads again")
+    if values.get("format") != FORMAT:
         raise DataError(
-            f"{folder / 'scorer.json'}: format {found!r}, this version reads {FORMAT!r}; train the heads again"
+            f"{where}: format {values.get('format')!r}, this version reads {FORMAT!r}; train the heads again"
         )
-    path = folder / "heads.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); train the heads again") from None
-    if metadata.get("scorer_sha256") != sha256_file(folder / "scorer.json"):
-        raise DataError(f"{path}: was written with another scorer.json; copy both files of one bundle")
-    rubric = rubric_from_mapping(values["rubric"], str(folder / "scorer.json"))
+    rubric = rubric_from_mapping(values["rubric"], str(where))
     if rubric.sha != values["rubric_sha"]:
-        raise DataError(f"{folder / 'scorer.json'}: the rubric is not the one that its rubric_sha names")
-    config = TrainConfig(**{**values["training"], "taps": tuple(values["training"]["taps"])})
+        raise DataError(f"{where}: the rubric is not the one that its rubric_sha names; train the heads again")
+    config = from_mapping(TrainConfig, values["training"], str(where))
     width, dimensions = values["backbone"]["width"], len(rubric.dimensions)
     probe = make_probe(width, dimensions, config)
     judge = make_judge(width, dimensions, config) if values["judge"] else None
-    _fill(probe, "probe.", tensors, path)
-    if judge is not None:
-        _fill(judge, "judge.", tensors, path)
+    _fill({"probe": probe, "judge": judge}, folder / "heads.safetensors")
     calibration = None
-    if (folder / "calibration.json").exists():
-        calibration = read_json(folder / "calibration.json")
-        _check_calibration(calibration, folder / "calibration.json")
+    if (folder / CALIBRATION).exists():
+        calibration = read_json(folder / CALIBRATION)
+        check_calibration(calibration, folder / CALIBRATION)
     return Bundle(
         BackboneIdentity(**values["backbone"]), config, rubric, probe.eval(), judge.eval() if judge else None,
-        SelfTest(**values["selftest"]), values["labels_sha"], read_json(folder / "metrics.json"), calibration,
+        SelfTest.load(folder / "selftest.safetensors"), values["labels_sha"], read_json(folder / "metrics.json"),
+        calibration,
     )  # fmt: skip
+
+
+def check_files(folder: Path) -> None:
+    """That the folder holds what its manifest lists, to the byte, and nothing else but hidden files.
+
+    Raises:
+        DataError: no manifest, a file missing or altered, or one that is no bundle's, such as a pickle.
+    """
+    mend = "fetch the heads again, or train them again"
+    listed: dict[str, Any] = read_object(folder / MANIFEST, mend, files=dict)["files"]
+    if strange := [*_strangers(folder), *sorted(set(listed) - set(FILES))]:
+        raise DataError(f"{folder}: {strange[0]} is no file of a heads folder, which holds safetensors and JSON only")
+    for name in (*FILES, *listed):
+        path, entry = folder / name, listed.get(name)
+        if entry is None and (path.exists() or name != CALIBRATION):
+            raise DataError(f"{path}: not listed in {MANIFEST}; {mend}")
+        if entry is not None and not path.is_file():
+            raise DataError(f"{path}: missing, though {MANIFEST} lists it; {mend}")
+        if entry is not None and (path.stat().st_size, sha256_file(path)) != (entry["bytes"], entry["sha256"]):
+            raise DataError(f"{path}: altered since the heads were written ({MANIFEST} has another hash); {mend}")
 
 
 def check_backbone(bundle: Bundle, found: BackboneIdentity, where: Path) -> None:
@@ -152,21 +149,103 @@ def check_backbone(bundle: Bundle, found: BackboneIdentity, where: Path) -> None
         )
 
 
-def _fill(head: torch.nn.Module, prefix: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    try:
-        head.load_state_dict(own)
-    except RuntimeError as error:
-        raise DataError(f"{path}: {prefix} {str(error).splitlines()[-1].strip()}") from None
-    head.requires_grad_(False)
+def check_calibration(calibration: Any, path: Path) -> None:
+    """Refuse thresholds that no calibration gives.
 
-
-def _check_calibration(calibration: Any, path: Path) -> None:
+    Raises:
+        DataError: another format, a count below the least, or a tau_drop above its tau_keep.
+    """
+    mend = "run `scorer calibrate` again"
     if not isinstance(calibration, dict) or calibration.get("format") != CALIBRATION_FORMAT:
-        raise DataError(f"{path}: not {CALIBRATION_FORMAT!r}; run `scorer calibrate` again")
+        raise DataError(f"{path}: not {CALIBRATION_FORMAT!r}; {mend}")
+    if calibration["mode"] == "certified":
+        needed = labels_needed(calibration["max_false_drop"], calibration["confidence"])
+        if calibration["n_good"] < needed:
+            raise DataError(f"{path}: says certified by {calibration['n_good']} labels, which takes {needed}; {mend}")
+    if (scored := calibration["groups"][ALL]["n"]) < MINIMUM_UNLABELLED:
+        raise DataError(f"{path}: made from {scored} unlabelled documents, {MINIMUM_UNLABELLED} needed; {mend}")
     for name, group in calibration["groups"].items():
         if group["tau_drop"] is not None and group["tau_drop"] > group["tau_keep"]:
             detail = json.dumps({key: group[key] for key in ("tau_drop", "tau_keep")})
-            raise DataError(
-                f"{path}: group {name!r} has tau_drop above tau_keep ({detail}); run `scorer calibrate` again"
-            )
+            raise DataError(f"{path}: group {name!r} has tau_drop above tau_keep ({detail}); {mend}")
+
+
+def _write(bundle: Bundle, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    probe, judge = bundle.config.chosen_taps
+    write_json(
+        folder / "scorer.json",
+        {
+            "format": FORMAT,
+            "backbone": dataclasses.asdict(bundle.backbone),
+            "taps": {"probe": probe, "judge": judge, "pre_norm": True},
+            "windows": {"tokens": bundle.config.window_tokens, "most": bundle.config.windows},
+            "judge": bundle.config.judge_kind if bundle.judge is not None else None,
+            "rubric": to_mapping(bundle.rubric),
+            "rubric_sha": bundle.rubric.sha,
+            "labels_sha": bundle.labels_sha,
+            "training": to_mapping(bundle.config),
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
+        },
+    )
+    heads = {"probe": bundle.probe, "judge": bundle.judge}
+    tensors = {
+        f"{name}.{part}": tensor.float().cpu().contiguous()
+        for name, head in heads.items()
+        if head is not None
+        for part, tensor in head.state_dict().items()
+    }
+    with atomic_path(folder / "heads.safetensors") as temporary:
+        # One key of metadata only: safetensors writes several in an order that changes from call to call.
+        save_file(dict(sorted(tensors.items())), temporary, metadata={"format": FORMAT})
+    bundle.selftest.save(folder / "selftest.safetensors")
+    write_json(folder / "metrics.json", bundle.metrics)
+
+
+def _write_calibration(bundle: Bundle, folder: Path) -> None:
+    """What changes with the thresholds: those, the card, and the manifest of all files."""
+    if bundle.calibration is not None:
+        write_json(folder / CALIBRATION, bundle.calibration)
+    about = card(bundle.backbone, bundle.config, bundle.rubric, bundle.metrics, bundle.calibration)
+    write_text(folder / "README.md", about)
+    paths = [folder / name for name in FILES if (folder / name).exists()]
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths}
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": listed})
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write, which then takes the place of `folder`."""
+    temporary = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _strangers(folder: Path) -> list[str]:
+    if not folder.exists():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in (*FILES, MANIFEST))
+
+
+def _fill(heads: Mapping[str, nn.Module | None], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path}: cannot be read ({error}); train the heads again") from None
+    for prefix, head in heads.items():
+        if head is None:
+            continue
+        own = {name.partition(".")[2]: t for name, t in tensors.items() if name.partition(".")[0] == prefix}
+        try:
+            head.load_state_dict(own)
+        except RuntimeError as error:
+            raise DataError(f"{path}: {prefix}: {str(error).splitlines()[-1].strip()}") from None
+        head.requires_grad_(False)

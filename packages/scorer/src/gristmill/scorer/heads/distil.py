@@ -15,9 +15,9 @@ from gristmill.scorer.heads import bundle as bundles
 from gristmill.scorer.heads.bundle import Bundle
 from gristmill.scorer.heads.evaluation import evaluate_splits
 from gristmill.scorer.heads.labels import Labels
+from gristmill.scorer.heads.selftest import make_selftest
 from gristmill.scorer.heads.training import predict, train_heads
 from gristmill.scorer.rubric import Rubric
-from gristmill.scorer.scoring.scorer import make_selftest
 
 SELFTEST_ROWS, SELFTEST_TOKENS = 8, 32
 

@@ -1,81 +1,112 @@
 """Scores for documents, in their order: all get the probe, survivors go on to the judge from where the probe read.
 
 Batches are packed by length, so a score does not depend on who came along; survivors are packed again before stage two.
-Shapes: N documents, D dimensions, B batch, S sequence.
+Shapes: N documents, M windows, D dimensions, B batch, S sequence.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from gristmill.base.errors import DataError, UsageError
+from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.progress import Progress
-from gristmill.scorer.backbone.staged import StagedBackbone, identify
-from gristmill.scorer.backbone.states import Tokens, batches, head_input, pad, pad_states
+from gristmill.scorer.backbone.staged import BackboneIdentity, StagedBackbone, identify
+from gristmill.scorer.backbone.states import (
+    Tokens,
+    average_windows,
+    batches,
+    flatten,
+    head_input,
+    pad,
+    pad_states,
+)
+from gristmill.scorer.config import ScoringConfig
 from gristmill.scorer.heads import bundle as bundles
-from gristmill.scorer.heads.bundle import Bundle, SelfTest
+from gristmill.scorer.heads.bundle import Bundle
 from gristmill.scorer.heads.calibration import ALL
+from gristmill.scorer.heads.selftest import check_selftest
 from gristmill.scorer.heads.training import to_scale
+from gristmill.scorer.scoring.counters import Counters, flops_per_block_token
 
-# Largest change of a head's output (in fractions of the scale) that other kernels on another machine may cause.
-SELFTEST_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}
+T = TypeVar("T")
+AHEAD = 2  # chunks being tokenised, or waiting, while another is run
+EMPTY, NOT_FINITE = "empty", "not finite"
+# Where more documents than 1 + 1/100 of them fail alone, it is not the documents.
+MOST_FAILED = 100
 
 
 @dataclass
-class Counters:
-    """Work since the scorer was loaded. block_tokens: tokens x blocks run, padding included."""
+class _Chunk:
+    """Documents on their way through both stages."""
 
-    documents: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    exits: int = 0
-    block_tokens: int = 0
-    blocks: int = 0
+    texts: Sequence[str | None]
+    sources: Sequence[str]
+    rows_M: list[np.ndarray]
+    owner_M: np.ndarray
+    truncated_N: list[bool]
+    reasons: dict[int, str]  # why a document has no score
+    dimensions: int
+    failed: int = 0
+    tokens_M: np.ndarray = field(init=False)  # first tokens not counted
+    first_N: np.ndarray = field(init=False)  # window numbers of document i are first_N[i] .. first_N[i + 1]
+    probe_MD: np.ndarray = field(init=False)
+    judge_MD: np.ndarray = field(init=False)
+    quality_N: np.ndarray = field(init=False)  # the probe's, float32 as it is written: what exits are decided by
+    exit_N: np.ndarray = field(init=False)
+    shadow_N: np.ndarray = field(init=False)
+    judged_N: np.ndarray = field(init=False)
 
-    @property
-    def padding_waste(self) -> float:
-        """Share of stage one's tokens that were padding."""
-        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+    def __post_init__(self) -> None:
+        documents, windows = len(self.texts), len(self.rows_M)
+        self.probe_MD, self.judge_MD = (np.full((windows, self.dimensions), np.nan) for _ in range(2))
+        self.quality_N = np.full(documents, np.nan, np.float32)
+        self.exit_N, self.shadow_N, self.judged_N = (np.zeros(documents, bool) for _ in range(3))
+        self.tokens_M = np.array([len(row) - 1 for row in self.rows_M], np.int64)
+        self.first_N = np.searchsorted(self.owner_M, np.arange(documents + 1))
 
-    @property
-    def saved(self) -> float:
-        """Share of block-forwards that early exits saved, against every document run to the last tap."""
-        full = self.padded_tokens * self.blocks
-        return 1 - self.block_tokens / full if full else 0.0
+    def windows_of(self, documents: np.ndarray) -> np.ndarray:
+        return np.array([m for i in documents for m in range(self.first_N[i], self.first_N[i + 1])], np.int64)
+
+    def average(self, values_MD: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        windows = self.windows_of(documents)
+        place_M = np.repeat(np.arange(len(documents)), np.diff(self.first_N)[documents])
+        return average_windows(values_MD[windows], self.tokens_M[windows], place_M, len(documents))
 
 
 class Scorer:
     """A loaded bundle on its backbone. `counters` adds up over calls of score()."""
 
-    def __init__(self, bundle: Bundle, backbone: StagedBackbone, folder: Path) -> None:
-        self.bundle, self.backbone = bundle, backbone
-        self.tokens = Tokens(folder, bundle.backbone.first_token, bundle.config.window_tokens, 1)
-        self.counters = Counters(blocks=bundle.config.chosen_taps[1] if bundle.judge else bundle.config.chosen_taps[0])
+    def __init__(
+        self, bundle: Bundle, backbone: StagedBackbone, tokens: Tokens, config: ScoringConfig | None = None
+    ) -> None:
+        self.bundle, self.backbone, self.tokens = bundle, backbone, tokens
+        self.config = config or ScoringConfig()
+        self.device = next(backbone.model.parameters()).device
+        bundle.probe.to(self.device)
+        if bundle.judge is not None:
+            bundle.judge.to(self.device)
+        self._budget = self.config.batch_tokens or bundle.config.batch_tokens
+        self.counters = Counters(blocks=backbone.taps[1], flops_per_block_token=flops_per_block_token(backbone))
 
     @classmethod
-    def load(cls, heads_dir: Path, backbone_dir: Path, dtype: str | None = None, threads: int = 1) -> Scorer:
+    def load(cls, heads: Path, backbone: Path, config: ScoringConfig | None = None) -> Scorer:
         """Load a heads/ folder and the backbone that it names, and run its self-test.
 
-        dtype: of the backbone; by default the one that the heads were trained on.
-
         Raises:
-            DataError: another backbone, an unknown format, or a self-test that gives other scores.
+            DataError: another backbone, an altered or unknown file, or a self-test that gives other scores.
         """
-        bundle = bundles.load(heads_dir)
-        identity = identify(backbone_dir)
-        bundles.check_backbone(bundle, identity, backbone_dir)
-        probe, judge = bundle.config.chosen_taps
-        taps = (probe, judge) if bundle.judge else (probe, probe)  # no judge: its blocks are not loaded either
-        backbone = StagedBackbone.load(backbone_dir, taps, dtype or bundle.config.dtype, threads, identity)
-        check_selftest(bundle, backbone, heads_dir)
-        return cls(bundle, backbone, backbone_dir)
+        return load_scorers([heads], backbone, config)[0]
 
     def score(
         self, texts: Sequence[str | None], sources: Sequence[str] | None = None, early_exit: bool = True
@@ -83,131 +114,264 @@ class Scorer:
         """One row per text, in order.
 
         Columns: quality float32 in [0, 1] (the judge's where it ran, else the probe's), probe float32, judge float32
-        (null where it did not run), exit bool (true where tau_drop of the source ended it), one float32 per dimension
-        (unclamped, from the head that decided), tokens int32 (read by the backbone, its first token not counted). An
-        empty text has nulls and 0 tokens.
+        (null where it did not run), exit bool (true where tau_drop of the source ended it), shadow bool (an exit that
+        was judged all the same; its quality stays the probe's), least and greatest float32 (quality of its windows, by
+        the head that decided), one float32 per dimension (unclamped, from that head), tokens int32 (read, first tokens
+        not counted), windows int32, truncated bool (part of the text is in no window), reason string: null, or why
+        there is no score, which is then null in all columns.
 
         Raises:
             UsageError: sources and texts differ in length.
+            RuntimeError, and whatever else the model raises: more documents fail than a few bad ones would.
         """
         if sources is not None and len(sources) != len(texts):
             raise UsageError(f"{len(texts)} texts but {len(sources)} sources")
-        rubric, budget = self.bundle.rubric, self.bundle.config.batch_tokens
-        rows = [own[0] if own else np.zeros(0, np.int32) for own in self.tokens(texts)]
-        tau_N = self._tau_drop(sources or [ALL] * len(texts)) if early_exit else np.full(len(texts), -math.inf)
-        scores_ND = np.full((len(texts), len(rubric.dimensions)), np.nan)
-        probe_N, judge_N = np.full(len(texts), np.nan), np.full(len(texts), np.nan)
-        exit_N = np.zeros(len(texts), dtype=bool)
-        queue: list[tuple[int, torch.Tensor, bool]] = []  # row, state, whether it is the judge's state already
-
-        def flush() -> None:
-            if queue:
-                indices = [index for index, _, _ in queue]
-                scores_ND[indices] = self._judge([state for _, state, _ in queue], queue[0][2])
-                judge_N[indices] = rubric.quality(scores_ND[indices])
-                queue.clear()
-
-        packed = batches([len(row) for row in rows], budget)
-        with Progress("score", total=len(packed), unit="batches") as progress, torch.inference_mode():
-            for done, batch in enumerate(packed, 1):
-                ids_BS, mask_BS = pad([rows[i] for i in batch])
-                self.counters.padded_tokens += mask_BS.numel()
-                first, last = self.backbone.first(ids_BS, mask_BS)
-                scores_ND[batch] = to_scale(self.bundle.probe(*head_input(first, mask_BS)), rubric)
-                probe_N[batch] = rubric.quality(scores_ND[batch]).astype(np.float32)
-                if self.bundle.judge is not None:
-                    exit_N[batch] = probe_N[batch] < tau_N[batch]
-                    for position, i in enumerate(batch):
-                        if exit_N[i]:
-                            continue
-                        if queue and (len(queue) + 1) * len(queue[0][1]) > budget:
-                            flush()
-                        state = (first if last is None else last)[position, : len(rows[i])]
-                        queue.append((int(i), state.clone(), last is not None))
+        sources = [ALL] * len(texts) if sources is None else sources
+        size = self.config.chunk
+        pieces = [(texts[i : i + size], sources[i : i + size]) for i in range(0, len(texts), size)] or [([], [])]
+        tables: list[pa.Table] = []
+        done = 0
+        with Progress("score", total=len(texts), unit="documents") as progress, torch.inference_mode():
+            for chunk in _ahead(lambda piece: self._read(*piece), pieces):
+                self._run(chunk, early_exit)
+                tables.append(self._table(chunk))
+                done += len(chunk.texts)
                 progress.update(done)
-            flush()
-        self._count(rows, exit_N)
-        quality_N = np.where(np.isfinite(judge_N), judge_N, probe_N)
-        empty_N = np.array([len(row) == 0 for row in rows], dtype=bool)
+        return pa.concat_tables(tables)
+
+    def _read(self, texts: Sequence[str | None], sources: Sequence[str]) -> _Chunk:
+        reasons: dict[int, str] = {}
+        with self.counters.timed("tokenise"):
+            try:
+                windows, truncated = self.tokens.cut(texts)
+            except TypeError:  # one of them is no text, such as half a surrogate pair
+                windows, truncated = [], []
+                for i, text in enumerate(texts):
+                    try:
+                        (own,), (cut,) = self.tokens.cut([text])
+                    except TypeError:
+                        own, cut = [], False
+                        reasons[i] = "no Unicode text"
+                    windows.append(own)
+                    truncated.append(cut)
+            reasons |= {i: EMPTY for i, own in enumerate(windows) if not own and i not in reasons}
+        return _Chunk(texts, sources, *flatten(windows), truncated, reasons, len(self.bundle.rubric.dimensions))
+
+    def _run(self, chunk: _Chunk, early_exit: bool) -> None:
+        """Both stages over a chunk; survivors wait for the second in `held`, by window, until they are too many."""
+        tau_N = self._tau_drop(chunk.sources) if early_exit else np.full(len(chunk.texts), -math.inf)
+        before = self.backbone.counters.block_tokens
+        counts_N = np.diff(chunk.first_N)
+        longest_N = [
+            max((len(row) for row in chunk.rows_M[a:b]), default=0)
+            for a, b in zip(chunk.first_N[:-1], chunk.first_N[1:])
+        ]
+        held: dict[int, torch.Tensor] = {}
+        finished = False
+        for batch in batches(longest_N, self._budget, counts_N.tolist()):
+            with self.counters.timed("stage one"):
+                finished = self._halving(chunk, batch, lambda some: self._first(chunk, some, tau_N, held)) or finished
+            if sum(state.nbytes for state in held.values()) > self.config.held_bytes:
+                self._second(chunk, held, finished)
+        self._second(chunk, held, finished)
+        self.counters.block_tokens += self.backbone.counters.block_tokens - before
+
+    def _first(self, chunk: _Chunk, documents: np.ndarray, tau_N: np.ndarray, held: dict[int, torch.Tensor]) -> bool:
+        """Returns whether the states in `held` are the judge's already."""
+        windows, rubric = chunk.windows_of(documents), self.bundle.rubric
+        ids_BS, mask_BS = (x.to(self.device) for x in pad([chunk.rows_M[m] for m in windows]))
+        hidden_BSD, last_BSD = self.backbone.first(ids_BS, mask_BS)
+        chunk.probe_MD[windows] = to_scale(self.bundle.probe(*head_input(hidden_BSD, mask_BS)).cpu(), rubric)
+        self.counters.padded_tokens += mask_BS.numel()
+        quality_B = rubric.quality(chunk.average(chunk.probe_MD, documents)).astype(np.float32)
+        chunk.quality_N[documents] = quality_B
+        if self.bundle.judge is None:
+            return False
+        exit_B = quality_B < tau_N[documents]
+        shadow_B = np.array([out and self._is_shadow(chunk.texts[i]) for i, out in zip(documents, exit_B)], bool)
+        chunk.exit_N[documents], chunk.shadow_N[documents] = exit_B, shadow_B
+        # Documents whose quality is no number are not looked at again.
+        chunk.judged_N[documents] = np.isfinite(quality_B) & (~exit_B | shadow_B)
+        states = hidden_BSD if last_BSD is None else last_BSD
+        for position, window in enumerate(windows):
+            if chunk.judged_N[chunk.owner_M[window]]:
+                held[int(window)] = states[position, : len(chunk.rows_M[window])].clone()
+        return last_BSD is not None
+
+    def _second(self, chunk: _Chunk, held: dict[int, torch.Tensor], finished: bool) -> None:
+        """The judge for all windows in `held`, which it empties; `finished`: those are its states already."""
+        judge, windows = self.bundle.judge, list(held)
+        if judge is None or not windows:
+            return
+
+        def run(some: np.ndarray) -> None:
+            hidden_BSD, mask_BS = pad_states([held[windows[i]] for i in some])
+            mask_BS = mask_BS.to(self.device)
+            last_BSD = hidden_BSD if finished else self.backbone.second(hidden_BSD, mask_BS)
+            rows = [windows[i] for i in some]
+            chunk.judge_MD[rows] = to_scale(judge(*head_input(last_BSD, mask_BS)).cpu(), self.bundle.rubric)
+
+        with self.counters.timed("stage two"):
+            for batch in batches([len(held[window]) for window in windows], self._budget):
+                self._halving(chunk, batch, run, owner=chunk.owner_M[windows])
+        held.clear()
+
+    def _halving(
+        self, chunk: _Chunk, batch: np.ndarray, run: Callable[[np.ndarray], T], owner: np.ndarray | None = None
+    ) -> T | None:
+        """Run a batch; where that fails, its halves, down to what fails alone: that document gets a reason.
+
+        owner: the document of each entry, where the entries are not documents themselves.
+        """
+        try:
+            return run(batch)
+        except GristmillError:
+            raise
+        except (RuntimeError, IndexError, ValueError) as error:
+            memory = _is_memory(error)
+            if memory:
+                # Later chunks are packed for what there is room for.
+                self._budget = max(self._budget // 2, 1)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            if len(batch) == 1:
+                document = int(batch[0] if owner is None else owner[batch[0]])
+                chunk.reasons[document] = "out of memory" if memory else f"{type(error).__name__}: {error}"
+                chunk.failed += 1
+                if chunk.failed > 1 + len(chunk.texts) // MOST_FAILED:
+                    raise
+                return None
+        middle = len(batch) // 2
+        results = [self._halving(chunk, half, run, owner) for half in (batch[:middle], batch[middle:])]
+        return next((result for result in results if result is not None), None)
+
+    def _table(self, chunk: _Chunk) -> pa.Table:
+        rubric, documents = self.bundle.rubric, np.arange(len(chunk.texts))
+        decided_N = chunk.judged_N & ~chunk.exit_N
+        judge_ND = chunk.average(chunk.judge_MD, documents)
+        scores_ND = np.where(decided_N[:, None], judge_ND, chunk.average(chunk.probe_MD, documents))
+        judge_N = rubric.quality(judge_ND).astype(np.float32)
+        judge_N[~chunk.judged_N] = np.nan
+        quality_N = np.where(decided_N, judge_N, chunk.quality_N)
+        window_M = rubric.quality(np.where(decided_N[chunk.owner_M][:, None], chunk.judge_MD, chunk.probe_MD))
+        least_N, greatest_N = np.full(len(documents), np.inf), np.full(len(documents), -np.inf)
+        np.minimum.at(least_N, chunk.owner_M, window_M)
+        np.maximum.at(greatest_N, chunk.owner_M, window_M)
+        for i in np.flatnonzero(~np.isfinite(quality_N)):
+            chunk.reasons.setdefault(int(i), NOT_FINITE)
+        unscored_N = np.isin(documents, list(chunk.reasons))
+        tokens_N = np.bincount(chunk.owner_M, weights=chunk.tokens_M, minlength=len(documents)).astype(np.int32)
+        self._count(chunk, unscored_N)
+
+        def floats(values_N: np.ndarray) -> pa.Array:
+            return pa.array(values_N.astype(np.float32), pa.float32(), mask=unscored_N | ~np.isfinite(values_N))
+
         columns: dict[str, pa.Array] = {
-            "quality": _nullable(quality_N),
-            "probe": _nullable(probe_N),
-            "judge": _nullable(judge_N),
-            "exit": pa.array(exit_N, pa.bool_(), mask=empty_N),
+            "quality": floats(quality_N),
+            "probe": floats(chunk.quality_N),
+            "judge": floats(judge_N),
+            "exit": pa.array(chunk.exit_N, pa.bool_(), mask=unscored_N),
+            "shadow": pa.array(chunk.shadow_N, pa.bool_(), mask=unscored_N),
+            "least": floats(least_N),
+            "greatest": floats(greatest_N),
         }
-        columns |= {name: _nullable(scores_ND[:, i]) for i, name in enumerate(rubric.names)}
-        columns["tokens"] = pa.array([max(len(row) - 1, 0) for row in rows], pa.int32())
+        columns |= {name: floats(scores_ND[:, i]) for i, name in enumerate(rubric.names)}
+        columns |= {
+            "tokens": pa.array(tokens_N),
+            "windows": pa.array(np.diff(chunk.first_N).astype(np.int32)),
+            "truncated": pa.array(chunk.truncated_N, pa.bool_()),
+            "reason": pa.array([chunk.reasons.get(int(i)) for i in documents], pa.string()),
+        }
         return pa.table(columns)
 
-    def _judge(self, states: list[torch.Tensor], finished: bool) -> np.ndarray:
-        if self.bundle.judge is None:
-            raise DataError("this bundle has no judge")
-        hidden_BSD, mask_BS = pad_states(states)
-        last = hidden_BSD if finished else self.backbone.second(hidden_BSD, mask_BS)
-        return to_scale(self.bundle.judge(*head_input(last, mask_BS)), self.bundle.rubric)
+    def _is_shadow(self, text: str | None) -> bool:
+        """By the text's own hash: the same exits are audited whoever scores them, and in whatever company."""
+        digest = hashlib.blake2b((text or "").encode(errors="surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self.config.shadow * 2**64
 
     def _tau_drop(self, sources: Sequence[str]) -> np.ndarray:
         groups = self.bundle.calibration["groups"] if self.bundle.calibration else {ALL: {"tau_drop": None}}
         taus = {name: -math.inf if g["tau_drop"] is None else g["tau_drop"] for name, g in groups.items()}
         return np.array([taus.get(source, taus[ALL]) for source in sources], dtype=np.float64)
 
-    def _count(self, rows: list[np.ndarray], exit_N: np.ndarray) -> None:
-        self.counters.documents += len(rows)
-        self.counters.tokens += sum(len(row) for row in rows)
-        self.counters.exits += int(exit_N.sum())
-        self.counters.block_tokens += self.backbone.counters.block_tokens
-        self.backbone.counters.block_tokens = 0
+    def _count(self, chunk: _Chunk, unscored_N: np.ndarray) -> None:
+        probe, judge = self.backbone.taps
+        lengths_N = np.bincount(chunk.owner_M, weights=chunk.tokens_M + 1, minlength=len(chunk.texts)).astype(np.int64)
+        counters = self.counters
+        counters.documents += len(chunk.texts)
+        counters.tokens += int(lengths_N.sum())
+        counters.exits += int((chunk.exit_N & ~unscored_N).sum())
+        counters.shadow += int((chunk.shadow_N & ~unscored_N).sum())
+        counters.block_tokens_needed += int(lengths_N.sum()) * probe
+        counters.block_tokens_needed += int(lengths_N[chunk.judged_N].sum()) * (judge - probe)
+        for reason, count in Counter(chunk.reasons.values()).items():
+            counters.unscored[reason] = counters.unscored.get(reason, 0) + count
+        names = np.array(chunk.sources, dtype=object)
+        for name in sorted(set(chunk.sources)):
+            own = names == name
+            counters.source(
+                name, documents=int(own.sum()), tokens=int(lengths_N[own].sum()),
+                exits=int(chunk.exit_N[own].sum()), shadow=int(chunk.shadow_N[own].sum()),
+            )  # fmt: skip
 
 
-def make_selftest(
-    backbone: StagedBackbone, probe: torch.nn.Module, judge: torch.nn.Module | None, rows: Sequence[np.ndarray]
-) -> SelfTest:
-    """Run a few token sequences and keep their scores, rounded to 6 digits."""
-    probe_out, judge_out = _outputs(backbone, probe, judge, rows)
-    return SelfTest(
-        [[int(t) for t in row] for row in rows], _rounded(probe_out), None if judge_out is None else _rounded(judge_out)
-    )
-
-
-def check_selftest(bundle: Bundle, backbone: StagedBackbone, where: Path) -> None:
-    """Run the stored token sequences again.
+def load_scorers(heads: Sequence[Path], backbone: Path, config: ScoringConfig | None = None) -> list[Scorer]:
+    """Scorers of several bundles on one backbone, which is read once, and loaded once where they run it alike.
 
     Raises:
-        DataError: a score is off by more than the tolerance of the backbone's dtype.
+        DataError: as Scorer.load().
     """
-    rows = [np.array(row, dtype=np.int32) for row in bundle.selftest.tokens]
-    dtype = str(next(backbone.model.parameters()).dtype).removeprefix("torch.")
-    # Another dtype than in training is allowed, and then rounds as coarsely as bfloat16 does.
-    tolerance = SELFTEST_TOLERANCE[dtype if dtype == bundle.config.dtype else "bfloat16"]
-    found = _outputs(backbone, bundle.probe, bundle.judge, rows)
-    for name, stored, now in zip(("probe", "judge"), (bundle.selftest.probe, bundle.selftest.judge), found):
-        if stored is None or now is None:
-            continue
-        difference = float((torch.tensor(stored) - now).abs().max())
-        if not difference <= tolerance:
-            raise DataError(
-                f"{where}: self-test of the {name} is off by {difference:.4f} (allowed {tolerance}); the heads or the "
-                f"libraries are not those that the bundle was made with: restore the folder, or train the heads again"
-            )
+    config = config or ScoringConfig()
+    identity = identify(backbone)
+    loaded = [bundles.load(folder) for folder in heads]
+    for bundle in loaded:
+        bundles.check_backbone(bundle, identity, backbone)
+    deepest: dict[tuple[str, str], int] = {}
+    for bundle in loaded:
+        key = _how(bundle, config)
+        deepest[key] = max(deepest.get(key, 0), _taps(bundle)[1])
+    models: dict[tuple[str, str], StagedBackbone] = {}
+    scorers: list[Scorer] = []
+    for folder, bundle in zip(heads, loaded):
+        key, taps = _how(bundle, config), _taps(bundle)
+        if key not in models:
+            models[key] = _load_backbone(backbone, identity, (taps[0], deepest[key]), key, config)
+        staged = models[key]
+        if staged.taps != taps:
+            staged = StagedBackbone.from_model(staged.model, identity, taps)
+        tokens = Tokens(backbone, identity.first_token, bundle.config.window_tokens, bundle.config.windows)
+        scorers.append(Scorer(bundle, staged, tokens, config))
+        check_selftest(bundle.selftest, staged, bundle.probe, bundle.judge, bundle.config.dtype, folder)
+    return scorers
 
 
-@torch.inference_mode()
-def _outputs(
-    backbone: StagedBackbone, probe: torch.nn.Module, judge: torch.nn.Module | None, rows: Sequence[np.ndarray]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    ids_BS, mask_BS = pad(list(rows))
-    first, last = backbone.first(ids_BS, mask_BS)
-    probe_out = probe(*head_input(first, mask_BS))
-    judge_out = None
-    if judge is not None:
-        judge_out = judge(*head_input(backbone.second(first, mask_BS) if last is None else last, mask_BS))
-    backbone.counters.block_tokens = 0
-    return probe_out, judge_out
+def _taps(bundle: Bundle) -> tuple[int, int]:
+    probe, judge = bundle.config.chosen_taps
+    return (probe, judge) if bundle.judge is not None else (probe, probe)  # its blocks are not loaded either
 
 
-def _rounded(values: torch.Tensor) -> list[list[float]]:
-    return [[round(float(v), 6) for v in row] for row in values]
+def _how(bundle: Bundle, config: ScoringConfig) -> tuple[str, str]:
+    return config.dtype or bundle.config.dtype, config.attention or bundle.config.attention
 
 
-def _nullable(values: np.ndarray) -> pa.Array:
-    return pa.array(values.astype(np.float32), pa.float32(), mask=np.isnan(values))
+def _load_backbone(
+    folder: Path, identity: BackboneIdentity, taps: tuple[int, int], how: tuple[str, str], config: ScoringConfig
+) -> StagedBackbone:
+    return StagedBackbone.load(folder, taps, how[0], config.threads, identity)
+
+
+def _ahead(make: Callable[[T], _Chunk], pieces: Iterable[T]) -> Iterator[_Chunk]:
+    """make(piece) of each piece, in order, in a thread that is at most AHEAD pieces in front of the caller."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque = deque()
+        for piece in pieces:
+            waiting.append(thread.submit(make, piece))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _is_memory(error: Exception) -> bool:
+    """What an accelerator raises, and what the processor's allocator says."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
