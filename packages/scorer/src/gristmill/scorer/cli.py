@@ -1,28 +1,23 @@
-"""The `scorer` command, from oracle grades to scores."""
+"""The `scorer` command, from oracle grades to scores and decisions."""
 
 from __future__ import annotations
 
 from gristmill.base import cli
-from gristmill.scorer.commands import heads, oracle
-
-
-def _inspect(arguments: list[str]) -> int | None:
-    # `scorer inspect HEADS` reads better than a flag for the only argument there is.
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--heads", *arguments]
-    return cli.typed(heads.inspect, "scorer inspect")(arguments)
-
-
-_inspect.__doc__ = heads.inspect.__doc__
+from gristmill.scorer.commands import heads, oracle, scores
 
 
 def main() -> None:
     commands = {
-        "label": cli.typed(oracle.label, "scorer label"),
-        "audit-oracle": cli.typed(oracle.audit_oracle, "scorer audit-oracle"),
-        "train-heads": cli.typed(heads.train_heads, "scorer train-heads"),
-        "calibrate": cli.typed(heads.calibrate, "scorer calibrate"),
-        "score": cli.typed(heads.score, "scorer score"),
-        "inspect": _inspect,
+        "label": oracle.label,
+        "audit-oracle": oracle.audit_oracle,
+        "train-heads": heads.train_heads,
+        "calibrate": heads.calibrate,
+        "score": scores.score,
+        "decide": scores.decide,
+        "inspect": heads.inspect,
+        "selftest": heads.selftest,
+        "push": heads.push,
+        "pull": heads.pull,
     }
-    cli.main("scorer", commands, "Oracle grades distilled into a probe and a judge on a frozen backbone.")
+    typed = {name: cli.typed(function, f"scorer {name}") for name, function in commands.items()}
+    cli.main("scorer", typed, "Oracle grades distilled into a probe and a judge on a frozen backbone.")

@@ -1,9 +1,12 @@
-"""`scorer train-heads` and what works on a heads/ folder: thresholds, scores, its card."""
+"""`scorer train-heads` and what works on a heads/ folder: thresholds, its card, its self-test, the Hub."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from gristmill.base.errors import UsageError
 
@@ -68,46 +71,70 @@ def calibrate(
         print(f"{name}: tau_drop {drop} ({result['mode']}), {keep}")
 
 
-def score(
-    heads: Path, backbone: Path, input: Path, output: Path, threads: int = 1, early_exit: bool = True
-) -> int | None:
-    """Score documents with trained heads.
-
-    Writes Parquet in input order: id, source, quality, probe, judge, exit, one score per dimension, tokens.
-
-    Examples:
-        scorer score --heads heads --backbone models/smollm2 --input docs.jsonl --output scores.parquet
-        scorer score --heads heads --backbone models/smollm2 --input docs.parquet --output all.parquet --no-early-exit
-
-    Args:
-        early_exit: spare documents below their source's tau_drop the second stage.
-    """
-    from gristmill.scorer.scoring.scorer import Scorer
-    from gristmill.scorer.tables import read_documents, write_parquet
-
-    documents = read_documents(input)
-    scorer = Scorer.load(heads, backbone, threads=threads)
-    table = scorer.score(documents["text"].to_pylist(), documents["source"].to_pylist(), early_exit)
-    table = table.add_column(0, "id", documents["id"]).add_column(1, "source", documents["source"])
-    write_parquet(table, output)
-    done = scorer.counters
-    print(
-        f"{output}: {done.documents} documents, {done.tokens} tokens, {done.exits} early exits, "
-        f"{done.saved:.1%} of block-forwards saved, {done.padding_waste:.1%} padding"
-    )
-
-
-def inspect(heads: Path) -> int | None:
+def inspect(heads: Annotated[Path, tyro.conf.Positional]) -> int | None:
     """Print the card of a heads/ folder after checking that its files belong together.
 
     Examples:
         scorer inspect heads
-        scorer inspect --heads runs/demo/heads
+        scorer inspect hf://org/heads@v1
     """
     from gristmill.scorer.heads import bundle
+    from gristmill.scorer.heads.hub import locate
 
-    bundle.load(heads)
-    print((heads / "README.md").read_text(encoding="utf-8"), end="")
+    folder = locate(heads)
+    bundle.load(folder)
+    print((folder / "README.md").read_text(encoding="utf-8"), end="")
+
+
+def selftest(
+    heads: Annotated[Path, tyro.conf.Positional], backbone: Path, config: Path | None = None, device: str = ""
+) -> int | None:
+    """Check that heads give here the scores that they gave where they were trained.
+
+    Examples:
+        scorer selftest heads --backbone models/smollm2
+        scorer selftest hf://org/heads --backbone hf://org/model --device cuda
+
+    Args:
+        config: TOML with the fields of ScoringConfig.
+    """
+    from gristmill.base.config import load
+    from gristmill.scorer.config import ScoringConfig
+    from gristmill.scorer.heads.hub import locate
+    from gristmill.scorer.scoring.scorer import Scorer
+
+    settings = load(ScoringConfig, config)
+    scorer = Scorer.load(locate(heads), backbone, replace(settings, device=device or settings.device))
+    stage = "cut at its taps" if scorer.backbone.staged else f"run as one: {scorer.backbone.reason}"
+    print(f"{heads}: gives the scores that it gave when it was trained; {scorer.backbone.identity.name} is {stage}")
+
+
+def push(
+    heads: Annotated[Path, tyro.conf.Positional], target: Annotated[str, tyro.conf.Positional], private: bool = False
+) -> int | None:
+    """Publish a heads/ folder as a model repository, in one commit.
+
+    Examples:
+        scorer push heads hf://org/heads
+        scorer push heads hf://org/heads --private
+    """
+    from gristmill.scorer.heads import hub
+
+    commit = hub.push(heads, target, private)
+    print(f"{target}@{commit}")
+
+
+def pull(source: Annotated[str, tyro.conf.Positional], folder: Annotated[Path, tyro.conf.Positional]) -> int | None:
+    """Fetch heads from a model repository, and check them.
+
+    Examples:
+        scorer pull hf://org/heads heads
+        scorer pull hf://org/heads@v1 heads
+    """
+    from gristmill.scorer.heads import hub
+
+    hub.pull(source, folder)
+    print(f"{folder}: heads of {source}")
 
 
 def _rubric(table: pa.Table, chosen: str, labels: Path) -> Rubric:

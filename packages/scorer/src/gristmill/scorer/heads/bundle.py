@@ -69,7 +69,7 @@ def save(bundle: Bundle, folder: Path) -> None:
     """
     if strange := _strangers(folder):
         raise UsageError(f"{folder}: holds {strange[0]}, which is no part of heads; name an empty folder")
-    with _replaced(folder) as temporary:
+    with replaced(folder) as temporary:
         temporary.mkdir(parents=True)
         _write(bundle, temporary)
         _write_calibration(bundle, temporary)
@@ -78,7 +78,7 @@ def save(bundle: Bundle, folder: Path) -> None:
 def save_calibration(bundle: Bundle, calibration: dict[str, Any], folder: Path) -> None:
     """Replace the thresholds of a saved bundle, and its card."""
     check_calibration(calibration, folder / CALIBRATION)
-    with _replaced(folder) as temporary:
+    with replaced(folder) as temporary:
         shutil.copytree(folder, temporary)
         _write_calibration(replace(bundle, calibration=calibration), temporary)
 
@@ -215,7 +215,7 @@ def _write_calibration(bundle: Bundle, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
+def replaced(folder: Path) -> Iterator[Path]:
     """A folder to write, which then takes the place of `folder`."""
     temporary = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gristmill.base.errors import DataError, GristmillError, UsageError
-from gristmill.base.files import replace_folder
-from gristmill.scorer.heads.bundle import FILES, MANIFEST, check_files
+from gristmill.scorer.backbone.hub import ADDRESS
+from gristmill.scorer.heads.bundle import FILES, MANIFEST, check_files, replaced
 
-PREFIX = "hf://"
 NAMES = (*FILES, MANIFEST)
 # Heads on the widest backbones are some ten million numbers; a repository that says more is no heads folder.
 LARGEST = 2**30
@@ -26,19 +24,18 @@ class Address(NamedTuple):
     revision: str | None
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.repository}" + (f"@{self.revision}" if self.revision else "")
+        return f"hf://{self.repository}" + (f"@{self.revision}" if self.revision else "")
 
 
-def parse(address: str) -> Address:
+def parse(address: str | Path) -> Address:
     """Raises UsageError where it is none."""
-    name = r"[A-Za-z0-9][\w.-]*"
-    found = re.fullmatch(rf"{PREFIX}({name}/{name})(?:@([\w./-]+))?", address)
+    found = ADDRESS.fullmatch(str(address))
     if not found:
-        raise UsageError(f"{address}: heads on the Hub are named {PREFIX}ORG/NAME or {PREFIX}ORG/NAME@REVISION")
-    return Address(found[1], found[2])
+        raise UsageError(f"{address}: heads on the Hub are named hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    return Address(found["name"], found["revision"])
 
 
-def locate(heads: str) -> Path:
+def locate(heads: str | Path) -> Path:
     """The folder of heads that are named by folder or by address; from the Hub they come into the Hub's own cache.
 
     Raises:
@@ -46,28 +43,11 @@ def locate(heads: str) -> Path:
         DataError: the repository is no heads folder.
         GristmillError: the Hub refuses, or cannot be reached.
     """
-    if not heads.startswith(PREFIX):
-        return Path(heads)
-    from huggingface_hub import HfApi, snapshot_download
-
-    address = parse(heads)
-    api = HfApi(library_name="gristmill")
-    with _calling(address):
-        about = api.model_info(address.repository, revision=address.revision, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in about.siblings or [] if file.rfilename in NAMES}
-        if MANIFEST not in sizes:
-            raise DataError(f"{address}: no {MANIFEST} there, so no heads folder; `scorer push` makes one")
-        if sum(sizes.values()) > LARGEST:
-            raise DataError(f"{address}: {sum(sizes.values())} bytes are too many for heads ({LARGEST} at most)")
-        return Path(
-            snapshot_download(
-                address.repository, revision=about.sha, allow_patterns=list(sizes), library_name="gristmill"
-            )
-        )
+    return _download(parse(heads)) if str(heads).startswith("hf:") else Path(heads)
 
 
-def pull(address: str, folder: Path) -> None:
-    """Put the heads of an address into a folder, checked; what stood there is replaced.
+def pull(address: str | Path, folder: Path) -> None:
+    """Put the heads of an address into a folder, checked; heads that stood there are replaced.
 
     Raises:
         UsageError: something stands there that is no heads folder; and as of locate().
@@ -75,19 +55,16 @@ def pull(address: str, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
         raise UsageError(f"{folder}: there are files already that are no heads; name an empty folder")
-    parse(address)
-    source = locate(address)
-    check_files(source)
-    temporary = folder.with_name(f".{folder.name}.pulled")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.name in NAMES:
-            shutil.copyfile(path, temporary / path.name)
-    replace_folder(temporary, folder)
+    source = _download(parse(address))
+    with replaced(folder) as temporary:
+        temporary.mkdir(parents=True)
+        for path in source.iterdir():
+            if path.name in NAMES:
+                shutil.copyfile(path, temporary / path.name)
+        check_files(temporary)
 
 
-def push(folder: Path, address: str, private: bool = False) -> str:
+def push(folder: Path, address: str | Path, private: bool = False) -> str:
     """Commit a heads/ folder, all of it at once, and nothing else. Returns the commit.
 
     Raises:
@@ -99,7 +76,7 @@ def push(folder: Path, address: str, private: bool = False) -> str:
 
     place = parse(address)
     if place.revision:
-        raise UsageError(f"{address}: what is pushed becomes the newest commit; name no revision")
+        raise UsageError(f"{place}: what is pushed becomes the newest commit; name no revision")
     check_files(folder)
     api = HfApi(library_name="gristmill")
     with _calling(place):
@@ -108,6 +85,23 @@ def push(folder: Path, address: str, private: bool = False) -> str:
             repo_id=place.repository, folder_path=folder, allow_patterns=list(NAMES), delete_patterns=list(NAMES),
             commit_message="Heads on a frozen backbone",
         ).oid  # fmt: skip
+
+
+def _download(address: Address) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    api = HfApi(library_name="gristmill")
+    with _calling(address):
+        about = api.model_info(address.repository, revision=address.revision, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in about.siblings or [] if file.rfilename in NAMES}
+        if MANIFEST not in sizes:
+            raise DataError(f"{address}: no {MANIFEST} there, so no heads folder; `scorer push` makes one")
+        if sum(sizes.values()) > LARGEST:
+            raise DataError(f"{address}: {sum(sizes.values())} bytes are too many for heads ({LARGEST} at most)")
+        folder = snapshot_download(
+            address.repository, revision=about.sha, allow_patterns=list(sizes), library_name="gristmill"
+        )
+    return Path(folder)
 
 
 @contextmanager
@@ -127,6 +121,8 @@ def _calling(address: Address) -> Iterator[None]:
         raise UsageError(f"{address}: the repository has no such revision; check what follows the @") from None
     except errors.HFValidationError as error:
         raise UsageError(f"{address}: {_first_line(error)}") from None
+    except GristmillError:
+        raise
     except (HTTPError, OSError, RuntimeError) as error:
         raise GristmillError(
             f"{address}: {_first_line(error)}; check the connection, HF_TOKEN or `hf auth login`, and run it again"

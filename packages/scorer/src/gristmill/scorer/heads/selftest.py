@@ -66,8 +66,7 @@ def make_selftest(
 ) -> SelfTest:
     """Run token sequences of at least one token after the first, and keep what came out."""
     ids_BS, mask_BS = pad(rows)
-    device = next(backbone.model.parameters()).device
-    ids_BS, mask_BS = ids_BS.to(device), mask_BS.to(device)
+    mask_BS = mask_BS.to(backbone.device)
     first, last = backbone.first(ids_BS, mask_BS)
     x_BSW, kept_BS = head_input(first, mask_BS)
     judge_BN = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gristmill.scorer.config import CalibrationConfig
+from gristmill.scorer.config import CalibrationConfig, ScoringConfig
 from gristmill.scorer.heads import bundle as bundles
 from gristmill.scorer.heads.calibration import Labelled, Unlabelled, calibrate
 from gristmill.scorer.heads.labels import Labels, floats
@@ -30,7 +30,7 @@ def calibrate_bundle(
     Raises:
         DataError: too few good labels to certify (unless config.allow_uncertified), or too few unlabelled documents.
     """
-    scorer = Scorer.load(heads_dir, backbone_dir, threads=threads)
+    scorer = Scorer.load(heads_dir, backbone_dir, ScoringConfig(threads=threads))
     rubric = scorer.bundle.rubric
     graded = Labels.of(labels, rubric)
     certify = graded.take(graded.splits == "certify")

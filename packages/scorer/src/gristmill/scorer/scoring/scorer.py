@@ -21,6 +21,7 @@ import torch
 
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.progress import Progress
+from gristmill.scorer.backbone.hub import local_folder
 from gristmill.scorer.backbone.staged import BackboneIdentity, StagedBackbone, identify
 from gristmill.scorer.backbone.states import (
     Tokens,
@@ -92,10 +93,9 @@ class Scorer:
     ) -> None:
         self.bundle, self.backbone, self.tokens = bundle, backbone, tokens
         self.config = config or ScoringConfig()
-        self.device = next(backbone.model.parameters()).device
-        bundle.probe.to(self.device)
+        bundle.probe.to(backbone.device)
         if bundle.judge is not None:
-            bundle.judge.to(self.device)
+            bundle.judge.to(backbone.device)
         self._budget = self.config.batch_tokens or bundle.config.batch_tokens
         self.counters = Counters(blocks=backbone.taps[1], flops_per_block_token=flops_per_block_token(backbone))
 
@@ -179,7 +179,7 @@ class Scorer:
     def _first(self, chunk: _Chunk, documents: np.ndarray, tau_N: np.ndarray, held: dict[int, torch.Tensor]) -> bool:
         """Returns whether the states in `held` are the judge's already."""
         windows, rubric = chunk.windows_of(documents), self.bundle.rubric
-        ids_BS, mask_BS = (x.to(self.device) for x in pad([chunk.rows_M[m] for m in windows]))
+        ids_BS, mask_BS = (x.to(self.backbone.device) for x in pad([chunk.rows_M[m] for m in windows]))
         hidden_BSD, last_BSD = self.backbone.first(ids_BS, mask_BS)
         chunk.probe_MD[windows] = to_scale(self.bundle.probe(*head_input(hidden_BSD, mask_BS)).cpu(), rubric)
         self.counters.padded_tokens += mask_BS.numel()
@@ -206,7 +206,7 @@ class Scorer:
 
         def run(some: np.ndarray) -> None:
             hidden_BSD, mask_BS = pad_states([held[windows[i]] for i in some])
-            mask_BS = mask_BS.to(self.device)
+            mask_BS = mask_BS.to(self.backbone.device)
             last_BSD = hidden_BSD if finished else self.backbone.second(hidden_BSD, mask_BS)
             rows = [windows[i] for i in some]
             chunk.judge_MD[rows] = to_scale(judge(*head_input(last_BSD, mask_BS)).cpu(), self.bundle.rubric)
@@ -232,7 +232,7 @@ class Scorer:
             if memory:
                 # Later chunks are packed for what there is room for.
                 self._budget = max(self._budget // 2, 1)
-                if self.device.type == "cuda":
+                if self.backbone.device.type == "cuda":
                     torch.cuda.empty_cache()
             if len(batch) == 1:
                 document = int(batch[0] if owner is None else owner[batch[0]])
@@ -322,6 +322,7 @@ def load_scorers(heads: Sequence[Path], backbone: Path, config: ScoringConfig | 
         DataError: as Scorer.load().
     """
     config = config or ScoringConfig()
+    backbone = local_folder(backbone)
     identity = identify(backbone)
     loaded = [bundles.load(folder) for folder in heads]
     for bundle in loaded:
@@ -357,7 +358,8 @@ def _how(bundle: Bundle, config: ScoringConfig) -> tuple[str, str]:
 def _load_backbone(
     folder: Path, identity: BackboneIdentity, taps: tuple[int, int], how: tuple[str, str], config: ScoringConfig
 ) -> StagedBackbone:
-    return StagedBackbone.load(folder, taps, how[0], config.threads, identity)
+    dtype, attention = how
+    return StagedBackbone.load(folder, taps, dtype, config.threads, identity, config.device, attention)
 
 
 def _ahead(make: Callable[[T], _Chunk], pieces: Iterable[T]) -> Iterator[_Chunk]:
