@@ -263,6 +263,7 @@ def _group(sample: Unlabelled, rate: float, tau_drop: float | None, config: Cali
     threshold = {"tau_keep": tau_keep, "ties": ties}
     ids = sample.ids if sample.ids is not None else [str(i) for i in range(len(sample))]
     kept = keeps(quality, ids, threshold)
+    deciles = np.quantile(quality, np.linspace(0.1, 0.9, 9))
     best = None
     if sample.judge is not None:
         bar = _keep_threshold(sample.judge, size, rate)[0]
@@ -270,13 +271,16 @@ def _group(sample: Unlabelled, rate: float, tau_drop: float | None, config: Cali
     return {
         "target": rate,
         "keep_rate": float(size[kept].sum() / size.sum()),
-        "keep_ci95": _keep_interval(rate, size),
+        "keep_ci95": _keep_interval(rate, _effective(size)),
+        "n_effective": _effective(size),
         "tau_keep": tau_keep,
         "ties": ties,
         "tau_drop": tau_drop,
         "exit_rate": float((sample.probe < tau_drop).mean()) if tau_drop is not None else 0.0,
         "judge": best,
-        "deciles": [float(v) for v in np.quantile(quality, np.linspace(0.1, 0.9, 9))],
+        "deciles": [float(v) for v in deciles],
+        # Tenths, but for scores that many documents share.
+        "at_or_below": [float((quality <= v).mean()) for v in deciles],
     }
 
 
@@ -290,12 +294,16 @@ def _keep_threshold(quality: np.ndarray, size: np.ndarray, rate: float) -> tuple
     return float(-values[at]), float(np.clip(missing / per_value[at], 0, 1)) if per_value[at] else 1.0
 
 
-def _keep_interval(rate: float, size: np.ndarray) -> list[float]:
+def _keep_interval(rate: float, n: float) -> list[float]:
     """Between what rates, with 95%, the threshold keeps of all documents: the share above the k-th greatest of n scores
-    is Beta(k, n + 1 - k). Of unequal sizes n is (sum)^2 / sum of squares (Kish 1965), an approximation."""
-    n = size.sum() ** 2 / np.square(size).sum()
+    is Beta(k, n + 1 - k)."""
     k = np.clip(rate * n, 1, n)
     return [float(beta.ppf(q, k, n + 1 - k)) for q in (0.025, 0.975)]
+
+
+def _effective(size: np.ndarray) -> float:
+    """As how many documents of equal size these count: (sum)^2 / sum of squares (Kish 1965)."""
+    return float(size.sum() ** 2 / np.square(size).sum())
 
 
 def _false_drops(good_probe: np.ndarray, tau_drop: float | None, confidence: float) -> dict[str, Any]:
