@@ -162,6 +162,8 @@ def calibrate(labelled: Labelled, unlabelled: Unlabelled, config: CalibrationCon
     sample = unlabelled.take(np.isfinite(unlabelled.probe))
     if len(sample) < MINIMUM_UNLABELLED:
         raise DataError(f"calibration: {len(sample)} scored unlabelled documents, {MINIMUM_UNLABELLED} needed")
+    if config.keep_by == "tokens" and sample.tokens is None:
+        raise DataError("calibration: keep_by is tokens, and the unlabelled documents have no column tokens")
     names = np.asarray(sample.source, dtype=object)
     reference = _reference(sample, names)
     good = good_documents(oracle, list(sources), config)
@@ -251,7 +253,7 @@ def _ranks(probe: np.ndarray, sources: np.ndarray, reference: Mapping[str, np.nd
 
 
 def _group(sample: Unlabelled, rate: float, tau_drop: float | None, config: CalibrationConfig) -> dict[str, Any]:
-    size = sample.tokens if config.keep_by == "tokens" and sample.tokens is not None else np.ones(len(sample))
+    size = np.ones(len(sample)) if config.keep_by == "documents" else np.asarray(sample.tokens, dtype=np.float64)
     for attempt in range(9):
         if attempt == 8:  # a judge on another level than the probe: then nothing exits early
             tau_drop = None

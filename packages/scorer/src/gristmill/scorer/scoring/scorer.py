@@ -38,6 +38,7 @@ from gristmill.scorer.heads.bundle import Bundle
 from gristmill.scorer.heads.calibration import ALL
 from gristmill.scorer.heads.selftest import check_selftest
 from gristmill.scorer.heads.training import to_scale
+from gristmill.scorer.heads.weights import weighted
 from gristmill.scorer.scoring.counters import Counters, flops_per_block_token
 
 T = TypeVar("T")
@@ -93,6 +94,7 @@ class Scorer:
     ) -> None:
         self.bundle, self.backbone, self.tokens = bundle, backbone, tokens
         self.config = config or ScoringConfig()
+        self.rubric = weighted(bundle.rubric, bundle.calibration)
         bundle.probe.to(backbone.device)
         if bundle.judge is not None:
             bundle.judge.to(backbone.device)
@@ -178,7 +180,7 @@ class Scorer:
 
     def _first(self, chunk: _Chunk, documents: np.ndarray, tau_N: np.ndarray, held: dict[int, torch.Tensor]) -> bool:
         """Returns whether the states in `held` are the judge's already."""
-        windows, rubric = chunk.windows_of(documents), self.bundle.rubric
+        windows, rubric = chunk.windows_of(documents), self.rubric
         ids_BS, mask_BS = (x.to(self.backbone.device) for x in pad([chunk.rows_M[m] for m in windows]))
         hidden_BSD, last_BSD = self.backbone.first(ids_BS, mask_BS)
         chunk.probe_MD[windows] = to_scale(self.bundle.probe(*head_input(hidden_BSD, mask_BS)).cpu(), rubric)
@@ -246,7 +248,7 @@ class Scorer:
         return next((result for result in results if result is not None), None)
 
     def _table(self, chunk: _Chunk) -> pa.Table:
-        rubric, documents = self.bundle.rubric, np.arange(len(chunk.texts))
+        rubric, documents = self.rubric, np.arange(len(chunk.texts))
         decided_N = chunk.judged_N & ~chunk.exit_N
         judge_ND = chunk.average(chunk.judge_MD, documents)
         scores_ND = np.where(decided_N[:, None], judge_ND, chunk.average(chunk.probe_MD, documents))
