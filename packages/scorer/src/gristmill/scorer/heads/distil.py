@@ -2,61 +2,107 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from gristmill.scorer.backbone.staged import StagedBackbone
-from gristmill.scorer.backbone.states import Tokens, average_windows, extract, flatten
+from gristmill.base.errors import DataError
+from gristmill.scorer.backbone.cache import FeatureCache
+from gristmill.scorer.backbone.staged import StagedBackbone, identify
+from gristmill.scorer.backbone.states import Tokens, average_windows, flatten
 from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.heads import bundle as bundles
 from gristmill.scorer.heads.bundle import Bundle
-from gristmill.scorer.heads.evaluation import evaluate_splits
+from gristmill.scorer.heads.evaluation import evaluate_exits, evaluate_splits
 from gristmill.scorer.heads.labels import Labels
 from gristmill.scorer.heads.selftest import make_selftest
+from gristmill.scorer.heads.sweep import candidates, sweep
 from gristmill.scorer.heads.training import predict, train_heads
 from gristmill.scorer.rubric import Rubric
 
 SELFTEST_ROWS, SELFTEST_TOKENS = 8, 32
 
 
-def train_bundle(table: pa.Table, rubric: Rubric, backbone_dir: Path, output: Path, config: TrainConfig) -> Bundle:
+def train_bundle(
+    table: pa.Table,
+    rubric: Rubric,
+    backbone_dir: Path,
+    output: Path,
+    config: TrainConfig,
+    cache: Path | None = None,
+    audit: Mapping[str, Any] | None = None,
+) -> Bundle:
     """Train heads on graded documents and write `output`; not yet calibrated.
 
     table: labels, see Labels.of(). Flagged documents, which may have talked their grader into a grade, teach and choose
-    nothing; they stay where heads are judged and certified, as scoring meets such text too.
+    nothing; they stay where heads are judged and certified, as scoring meets such text too. cache: a folder that keeps
+    what the backbone made of each window, so that only new text is run through it; without one that is kept beside the
+    output while it is needed. audit: the content of an audit.json, for the noise ceiling.
 
     Raises:
-        DataError: a column is missing, grades of another rubric, or too few graded documents.
+        DataError: a column is missing, grades of another rubric, too few graded documents, a dimension without a grade,
+            or a file of the cache is damaged.
     """
     labels = Labels.of(table, rubric)
     labels.scores_ND[labels.flagged_N & np.isin(labels.splits, ("fit", "select"))] = np.nan
-    backbone = StagedBackbone.load(backbone_dir, config.chosen_taps, config.dtype, config.threads)
-    tokens = Tokens(backbone_dir, backbone.identity.first_token, config.window_tokens, config.windows)
+    identity = identify(backbone_dir)
+    tokens = Tokens(backbone_dir, identity.first_token, config.window_tokens, config.windows)
     # The certify split is left alone: its predictions come from the deployed scorer, in calibrate_bundle().
-    rows, owner_M = flatten(
+    rows, documents_M = flatten(
         tokens([None if split == "certify" else text for text, split in zip(labels.texts, labels.splits)])
     )
-    features = extract(backbone, rows, config.batch_tokens)
-    # Each window is a row with its document's grades, and a share of its document's weight.
-    own = labels.take(owner_M)
-    weights_M = own.weights_N / np.bincount(owner_M)[owner_M]
-    heads = train_heads(features, rubric, own.scores_ND, weights_M, list(own.splits), config)
-    tokens_M = np.array(features.lengths) - 1
-    predictions = {
-        name: average_windows(predict(head, states, rubric, config.batch_tokens), tokens_M, owner_M, len(labels))
-        for name, head, states in (("probe", heads.probe, features.probe), ("judge", heads.judge, features.judge))
-        if head is not None
-    }
-    lengths_N = np.bincount(owner_M, weights=tokens_M, minlength=len(labels))
-    splits = evaluate_splits(labels, lengths_N, predictions, rubric, config)
-    metrics: dict[str, Any] = {"training": heads.report, "splits": splits}
+    if not rows:
+        raise DataError("labels: no document outside split certify has any text")
+
+    def load(probe: int, judge: int) -> StagedBackbone:
+        return StagedBackbone.load(
+            backbone_dir, (probe, judge), config.dtype, config.threads, identity, config.device, config.attention
+        )
+
+    metrics: dict[str, Any] = {}
+    with _folder(cache, output) as folder:
+        features = FeatureCache(folder, identity, config, lambda tap: load(tap, tap))
+        if config.taps == "sweep":
+            taps = candidates(identity.layers)
+            pools_MKW = features.pools(rows, taps)
+            tokens_M = np.array([len(row) - 1 for row in rows])
+            pools_NV = average_windows(pools_MKW.flatten(1).double().numpy(), tokens_M, documents_M, len(labels))
+            pools_NKW = torch.from_numpy(pools_NV).unflatten(1, pools_MKW.shape[1:])
+            torch.set_num_threads(config.threads)
+            swept = sweep(pools_NKW, taps, identity.layers, labels, rubric, config)
+            config, metrics["sweep"] = replace(config, taps=swept.taps), swept.report
+        states = features.states(rows, config.chosen_taps)
+        probe_states, judge_states = (states[tap] for tap in config.chosen_taps)
+        heads = train_heads(probe_states, judge_states, documents_M, labels, rubric, config)
+        config = replace(config, judge_kind=heads.judge_kind)
+        metrics["training"] = heads.report
+        predictions = {
+            name: predict(head, own, documents_M, len(labels), rubric, config)
+            for name, head, own in (("probe", heads.probe, probe_states), ("judge", heads.judge, judge_states))
+            if head is not None
+        }
+    lengths_N = np.bincount(documents_M, weights=probe_states.tokens_M, minlength=len(labels))
+    metrics["splits"] = evaluate_splits(labels, lengths_N, predictions, rubric, config, audit=audit)
+    metrics["exits"] = evaluate_exits(labels, predictions, rubric, config.chosen_taps, identity.layers)
     shown = [row[:SELFTEST_TOKENS] for row in rows[:SELFTEST_ROWS]]
-    bundle = Bundle(
-        backbone.identity, config, rubric, heads.probe.eval(), heads.judge.eval() if heads.judge else None,
-        make_selftest(backbone, heads.probe, heads.judge, shown), labels.sha(), metrics,
-    )  # fmt: skip
+    selftest = make_selftest(load(*config.chosen_taps), heads.probe, heads.judge, shown)
+    bundle = Bundle(identity, config, rubric, heads.probe, heads.judge, selftest, labels.sha(), metrics)
     bundles.save(bundle, output)
     return bundle
+
+
+@contextlib.contextmanager
+def _folder(cache: Path | None, output: Path) -> Iterator[Path]:
+    if cache is not None:
+        yield cache
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.features-", dir=output.parent) as folder:
+        yield Path(folder)

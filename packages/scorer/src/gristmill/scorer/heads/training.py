@@ -1,193 +1,309 @@
 """Grades into heads: Huber loss on the expected scores, missing dimensions masked, stopped on the select split.
 
-The judge costs a second stage for every survivor, so it ships only where it orders documents better than the probe.
-Shapes: N documents, D dimensions, B batch.
+A document's windows are rows that share its grades and its weight, and its prediction is their mean by tokens, as in
+scoring. The judge costs a second stage for every survivor, so it ships only where it orders documents better than the
+probe. Shapes: N documents, M windows, D dimensions, B batch, S sequence, W width.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from gristmill.base.errors import DataError
-from gristmill.scorer.backbone.states import Features, batches, head_input, pad_states
+from gristmill.base.progress import Progress
+from gristmill.scorer.backbone.cache import States
+from gristmill.scorer.backbone.states import average_windows, batches
 from gristmill.scorer.config import TrainConfig
+from gristmill.scorer.heads.labels import Labels
 from gristmill.scorer.heads.metrics import spearman
-from gristmill.scorer.heads.modules import make_judge, make_probe
+from gristmill.scorer.heads.modules import AttentionPool, Encoder, MeanPool
+from gristmill.scorer.heads.ridge import ridge
 from gristmill.scorer.rubric import Rubric
 
 # Fewer graded documents than this in fit or select decide nothing.
 MINIMUM_SPLIT = 8
+NAMED = 5
+
+JudgeKind = Literal["best", "encoder", "attention"]
 
 
 @dataclass(frozen=True)
 class TrainedHeads:
-    """`judge` is None where it was not trained or did not earn its place; `report` says which, with the numbers."""
+    """`judge` is None where it was not trained or did not earn its place; `judge_kind` is what it is, or was asked to
+    be. `report` is metrics["training"]."""
 
     probe: nn.Module
     judge: nn.Module | None
+    judge_kind: JudgeKind
     report: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What every head of a training is trained on and chosen by."""
+
+    documents_M: np.ndarray
+    tokens_M: np.ndarray
+    targets_MD: torch.Tensor  # fractions of the scale, standardised; NaN where missing
+    weights_M: torch.Tensor
+    rows: dict[str, np.ndarray]  # windows of the splits fit and select
+    select_N: np.ndarray  # documents whose quality is known
+    quality_N: np.ndarray
+    mean_D: np.ndarray
+    spread_D: np.ndarray
+    rubric: Rubric
+    config: TrainConfig
+
+
 def train_heads(
-    features: Features,
-    rubric: Rubric,
-    scores_ND: np.ndarray,
-    weights_N: np.ndarray,
-    splits: Sequence[str],
-    config: TrainConfig,
+    probe: States, judge: States, documents_M: np.ndarray, labels: Labels, rubric: Rubric, config: TrainConfig
 ) -> TrainedHeads:
     """Train both heads on the rows of the fit split, stop each on select, and ship the judge only if it earns it.
 
-    scores_ND: expected scores on each dimension's own scale, NaN where missing. weights_N: sample weights.
+    probe, judge: what each reads of every window. documents_M: the document of each, a row of `labels`. A document with
+    a state that is not finite is left out and named in the report.
 
     Raises:
-        DataError: too few graded documents in fit or select.
+        DataError: too few graded documents in fit or select, or a dimension that none of fit has.
     """
     torch.set_num_threads(config.threads)
-    low_D = np.array([d.min for d in rubric.dimensions], dtype=np.float64)
-    span_D = np.array([d.max - d.min for d in rubric.dimensions], dtype=np.float64)
-    targets_ND = (scores_ND - low_D) / span_D
-    usable_N = np.isfinite(targets_ND).any(1) & (np.asarray(features.lengths) > 1)
-    rows = {name: np.flatnonzero(usable_N & (np.asarray(splits) == name)) for name in ("fit", "select")}
-    for name, found in rows.items():
-        if len(found) < MINIMUM_SPLIT:
-            raise DataError(
-                f"labels: {len(found)} graded documents in split {name!r}, {MINIMUM_SPLIT} needed; label more"
-            )
-    quality_N = rubric.quality(scores_ND)
-    mean_D, spread_D = _moments(targets_ND[rows["fit"]])
-
-    def train(make: Callable[[], nn.Module], states: list[torch.Tensor], rate: float, epochs: int) -> tuple[Any, float]:
-        torch.manual_seed(config.seed)
-        head = make()
-        fitted = _fit(head, states, (targets_ND - mean_D) / spread_D, weights_N, rows, config, rate, epochs)
-        _unstandardise(fitted, mean_D, spread_D)
-        predicted_ND = predict(fitted, states, rubric, config.batch_tokens)[rows["select"]]
-        known = np.isfinite(quality_N[rows["select"]])
-        truth = quality_N[rows["select"]][known]
-        return fitted, spearman(truth, rubric.quality(predicted_ND)[known]) or 0.0
-
-    width, dimensions = features.probe[0].shape[1], len(rubric.dimensions)
-    probe, probe_rho = train(
-        lambda: make_probe(width, dimensions, config), features.probe, config.learning_rate, config.epochs
-    )
-    report: dict[str, Any] = {
-        "fit": len(rows["fit"]), "select": len(rows["select"]), "probe_spearman": probe_rho, "judge_spearman": None,
-        "judge_gain_needed": config.judge_gain, "judge_shipped": False, "reason": "the judge is switched off",
-    }  # fmt: skip
-    judge = None
-    if config.judge and config.chosen_taps[1] > config.chosen_taps[0]:
-        judge, judge_rho = train(
-            lambda: make_judge(width, dimensions, config), features.judge, config.judge_learning_rate,
-            config.judge_epochs,
-        )  # fmt: skip
-        gain = judge_rho - probe_rho
-        shipped = gain >= config.judge_gain
-        verdict = "enough" if shipped else "not enough: probe only"
-        report |= {
-            "judge_spearman": judge_rho, "judge_shipped": shipped,
-            "reason": f"judge - probe = {gain:+.3f} Spearman on select, {config.judge_gain:.3f} needed: {verdict}",
+    task, left_out = _task(probe, judge, documents_M, labels, rubric, config)
+    with torch.random.fork_rng(devices=[]):
+        mean = _mean_pool(probe, task)
+        head = _finished(mean, task)
+        report: dict[str, Any] = {
+            **{name: len(np.unique(documents_M[rows])) for name, rows in task.rows.items()},
+            "windows": len(documents_M), "not_finite": left_out, "mean_pool_spearman": _rho(head, probe, task),
         }  # fmt: skip
-        judge = judge if shipped else None
-    return TrainedHeads(probe, judge, report)
+        if config.pooling == "attention":
+            trained = _attention(probe, mean, task, config.learning_rate, config.epochs, "probe")
+            head = _finished(trained, task)
+        report["probe_spearman"] = _rho(head, probe, task)
+        kind, shipped, found = _judge(judge, task, report["probe_spearman"])
+    return TrainedHeads(head, shipped, kind, report | found)
+
+
+def _judge(states: States, task: _Task, probe_rho: float) -> tuple[JudgeKind, nn.Module | None, dict[str, Any]]:
+    """The kind of judge that was trained or asked for, itself where it earns its place, and its part of the report."""
+    config = task.config
+    report: dict[str, Any] = {
+        "judge_spearman": None, "judge_kinds": {}, "judge_gain_needed": config.judge_gain, "judge_shipped": False,
+    }  # fmt: skip
+    if not config.judge:
+        return config.judge_kind, None, report | {"reason": "the judge is switched off"}
+    if len(set(config.chosen_taps)) == 1:
+        reason = f"probe and judge would both read after block {config.chosen_taps[0]}: probe only"
+        return config.judge_kind, None, report | {"reason": reason}
+    kinds: tuple[JudgeKind, ...] = ("attention", "encoder") if config.judge_kind == "best" else (config.judge_kind,)
+    heads, rhos = {}, {}
+    for kind in kinds:
+        if kind == "attention":
+            rate, epochs = config.judge_learning_rate, config.judge_epochs
+            trained = _attention(states, _mean_pool(states, task), task, rate, epochs, "judge (attention)")
+        else:
+            trained = _encoder(states, task)
+        heads[kind] = _finished(trained, task)
+        rhos[kind] = _rho(heads[kind], states, task)
+    best = max(kinds, key=lambda kind: rhos[kind])
+    gain = rhos[best] - probe_rho
+    shipped = gain >= config.judge_gain
+    verdict = "enough" if shipped else "not enough: probe only"
+    report |= {
+        "judge_spearman": rhos[best], "judge_kinds": rhos, "judge_shipped": shipped,
+        "reason": f"judge ({best}) - probe = {gain:+.3f} Spearman on select, {config.judge_gain:.3f} needed: {verdict}",
+    }  # fmt: skip
+    return best, heads[best] if shipped else None, report
 
 
 @torch.inference_mode()
-def predict(head: nn.Module, states: Sequence[torch.Tensor], rubric: Rubric, budget: int) -> np.ndarray:
-    """Scores [N, D] on each dimension's own scale, unclamped; NaN rows for empty documents."""
-    head.eval()
-    out_ND = np.full((len(states), len(rubric.dimensions)), np.nan)
-    for batch in batches([len(state) if len(state) > 1 else 0 for state in states], budget):
-        x_BSW, mask_BS = head_input(*pad_states([states[i] for i in batch]))
-        out_ND[batch] = to_scale(head(x_BSW, mask_BS), rubric)
-    return out_ND
+def predict(
+    head: nn.Module, states: States, documents_M: np.ndarray, count: int, rubric: Rubric, config: TrainConfig
+) -> np.ndarray:
+    """Scores [N, D] of `count` documents on each dimension's own scale, unclamped; NaN for those without windows."""
+    head.eval().to(config.device)
+    scores_MD = np.full((len(states.rows), len(rubric.dimensions)), np.nan)
+    for batch in batches(states.tokens_M.tolist(), config.batch_tokens):
+        scores_MD[batch] = to_scale(head(*_padded(states, batch, config.device)), rubric)
+    head.cpu()
+    return average_windows(scores_MD, states.tokens_M, documents_M, count)
 
 
 def to_scale(fractions_BD: torch.Tensor, rubric: Rubric) -> np.ndarray:
     """A head's output in fractions of the scale -> scores on each dimension's own scale, float64."""
+    low_D, span_D = _scale(rubric)
+    return fractions_BD.double().cpu().numpy() * span_D + low_D
+
+
+def _scale(rubric: Rubric) -> tuple[np.ndarray, np.ndarray]:
     low_D = np.array([d.min for d in rubric.dimensions], dtype=np.float64)
-    span_D = np.array([d.max - d.min for d in rubric.dimensions], dtype=np.float64)
-    return fractions_BD.double().numpy() * span_D + low_D
+    return low_D, np.array([d.max - d.min for d in rubric.dimensions], dtype=np.float64)
+
+
+def _task(
+    probe: States, judge: States, documents_M: np.ndarray, labels: Labels, rubric: Rubric, config: TrainConfig
+) -> tuple[_Task, list[str]]:
+    low_D, span_D = _scale(rubric)
+    targets_ND = (labels.scores_ND - low_D) / span_D
+    windows_N = np.bincount(documents_M, minlength=len(labels))
+    finite_M = (probe.means_MD.isfinite().all(1) & judge.means_MD.isfinite().all(1)).numpy()
+    broken_N = np.bincount(documents_M[~finite_M], minlength=len(labels)) > 0
+    usable_N = np.isfinite(targets_ND).any(1) & (windows_N > 0) & ~broken_N
+    splits = {name: usable_N & (labels.splits == name) for name in ("fit", "select")}
+    left_out = [labels.ids[i] for i in np.flatnonzero(broken_N)]
+    for name, mask_N in splits.items():
+        if mask_N.sum() < MINIMUM_SPLIT:
+            told = f"; {len(left_out)} have states that are not finite, as {left_out[0]!r}" if left_out else ""
+            raise DataError(
+                f"labels: {mask_N.sum()} graded documents in split {name!r}, {MINIMUM_SPLIT} needed; label more{told}"
+            )
+    known_ND = np.isfinite(targets_ND[splits["fit"]])
+    if missing := [name for i, name in enumerate(rubric.names) if not known_ND[:, i].any()]:
+        raise DataError(
+            f"labels: no document of split 'fit' has a grade on {', '.join(missing)}; grade it, or take it out of the "
+            "rubric"
+        )
+    mean_D, spread_D = _moments(targets_ND[splits["fit"]])
+    weights_M = labels.weights_N[documents_M] / windows_N[documents_M]
+    rows = {name: np.flatnonzero(mask_N[documents_M]) for name, mask_N in splits.items()}
+    quality_N = rubric.quality(labels.scores_ND)
+    task = _Task(
+        documents_M=documents_M,
+        tokens_M=probe.tokens_M,
+        targets_MD=torch.from_numpy((targets_ND - mean_D) / spread_D).float()[documents_M],
+        weights_M=torch.from_numpy(weights_M / weights_M[rows["fit"]].mean()).float(),
+        rows=rows,
+        select_N=np.flatnonzero(splits["select"] & np.isfinite(quality_N)),
+        quality_N=quality_N,
+        mean_D=mean_D,
+        spread_D=spread_D,
+        rubric=rubric,
+        config=config,
+    )
+    return task, left_out[:NAMED] + ([f"and {len(left_out) - NAMED} more"] if len(left_out) > NAMED else [])
 
 
 def _moments(targets_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and spread of each dimension; small oracles use a tenth of the scale, and heads train badly on that."""
-    mean_D, spread_D = np.full(targets_ND.shape[1], 0.5), np.ones(targets_ND.shape[1])
-    for i, column in enumerate(targets_ND.T):
-        known = column[np.isfinite(column)]
-        if len(known):
-            mean_D[i], spread_D[i] = known.mean(), max(known.std(), 1e-3)
-    return mean_D, spread_D
+    return np.nanmean(targets_ND, axis=0), np.maximum(np.nanstd(targets_ND, axis=0), 1e-3)
 
 
-def _unstandardise(head: nn.Module, mean_D: np.ndarray, spread_D: np.ndarray) -> None:
-    """Fold the standardisation of the targets into the head's last layer."""
-    mean, spread = torch.from_numpy(mean_D).float(), torch.from_numpy(spread_D).float()
+def _mean_pool(states: States, task: _Task) -> MeanPool:
+    """The linear map of the mean that errs least on select, in closed form."""
+    fit, select = task.rows["fit"], task.rows["select"]
+    weight_PDW, bias_PD = ridge(states.means_MD[fit], task.targets_MD[fit], task.weights_M[fit])
+    predicted_PMD = torch.einsum("mw,pdw->pmd", states.means_MD[select].double(), weight_PDW) + bias_PD[:, None]
+    errors_P = ((predicted_PMD - task.targets_MD[select]).square() * task.weights_M[select][:, None]).nansum((1, 2))
+    best = int(errors_P.argmin())
+    head = MeanPool(states.means_MD.shape[1], len(task.mean_D))
     with torch.no_grad():
-        weight, bias = head.get_parameter("output.weight"), head.get_parameter("output.bias")
-        weight.mul_(spread[:, None])
-        bias.mul_(spread).add_(mean)
+        head.output.weight.copy_(weight_PDW[best])
+        head.output.bias.copy_(bias_PD[best])
+    return head
 
 
-def _fit(
-    head: nn.Module,
-    states: Sequence[torch.Tensor],
-    targets_ND: np.ndarray,
-    weights_N: np.ndarray,
-    rows: dict[str, np.ndarray],
-    config: TrainConfig,
-    rate: float,
-    epochs: int,
-) -> nn.Module:
-    targets = torch.from_numpy(targets_ND).float()
-    weights = torch.from_numpy(np.asarray(weights_N, dtype=np.float64) / np.mean(weights_N[rows["fit"]])).float()
+def _attention(states: States, mean: MeanPool, task: _Task, rate: float, epochs: int, label: str) -> AttentionPool:
+    """Attention pooling that starts as the linear map of the mean, so that it is never worse on select."""
+    torch.manual_seed(task.config.seed)
+    head = AttentionPool(states.means_MD.shape[1], len(task.mean_D), task.config.queries)
+    head.begin_as(mean)
+    _fit(head, states, task, rate, epochs, label)
+    return head
+
+
+def _encoder(states: States, task: _Task) -> Encoder:
+    config = task.config
+    torch.manual_seed(config.seed)
+    head = Encoder(states.means_MD.shape[1], len(task.mean_D), config.judge_width)
+    _fit(head, states, task, config.judge_learning_rate, config.judge_epochs, "judge (encoder)")
+    return head
+
+
+def _finished(head: nn.Module, task: _Task) -> nn.Module:
+    """The head with the standardisation of its targets folded into its last layer, frozen."""
+    head = copy.deepcopy(head).cpu().eval().requires_grad_(False)
+    mean, spread = torch.from_numpy(task.mean_D).float(), torch.from_numpy(task.spread_D).float()
+    weight, bias = head.get_parameter("output.weight"), head.get_parameter("output.bias")
+    weight.mul_(spread[:, None])
+    bias.mul_(spread).add_(mean)
+    return head
+
+
+def _rho(head: nn.Module, states: States, task: _Task) -> float:
+    """Spearman of quality on the select split."""
+    chosen = np.flatnonzero(np.isin(task.documents_M, task.select_N))
+    own = States([states.rows[i] for i in chosen], states.means_MD[chosen])
+    predicted_ND = predict(head, own, task.documents_M[chosen], len(task.quality_N), task.rubric, task.config)
+    return spearman(task.quality_N[task.select_N], task.rubric.quality(predicted_ND[task.select_N])) or 0.0
+
+
+def _fit(head: nn.Module, states: States, task: _Task, rate: float, epochs: int, label: str) -> None:
+    """Train in place and keep the weights of the epoch, the start included, that errs least on select."""
+    config = task.config
+    head.to(config.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=config.weight_decay)
+    lengths_M = task.tokens_M
     packed = {
-        name: [found[batch] for batch in batches([len(states[i]) for i in found], config.batch_tokens)]
-        for name, found in rows.items()
+        name: [rows[batch] for batch in batches(lengths_M[rows].tolist(), config.batch_tokens)]
+        for name, rows in task.rows.items()
     }
-    generator = np.random.default_rng([config.seed, 0xF1])
-    best, best_loss, waited = copy.deepcopy(head.state_dict()), float("inf"), 0
     steps = epochs * len(packed["fit"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=max(steps, 2), pct_start=0.1)
-    for _epoch in range(epochs):
-        head.train()
-        for position in generator.permutation(len(packed["fit"])):
-            loss, count = _loss(head, states, packed["fit"][position], targets, weights, config.huber)
-            optimizer.zero_grad()
-            (loss / count).backward()
-            nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-        head.eval()
-        with torch.inference_mode():
-            sums = [_loss(head, states, batch, targets, weights, config.huber) for batch in packed["select"]]
-        loss = sum(float(part) for part, _ in sums) / sum(float(count) for _, count in sums)
-        if loss < best_loss - 1e-6:
-            best, best_loss, waited = copy.deepcopy(head.state_dict()), loss, 0
-        else:
-            waited += 1
-            if waited >= config.patience:
-                break
+    generator = np.random.default_rng([config.seed, 0xF1])
+    best, best_loss, waited = copy.deepcopy(head.state_dict()), _select_loss(head, states, packed["select"], task), 0
+    with Progress(f"train {label}", total=epochs, unit="epochs") as progress:
+        for epoch in range(epochs):
+            head.train()
+            for position in generator.permutation(len(packed["fit"])):
+                loss, count = _loss(head, states, packed["fit"][position], task)
+                optimizer.zero_grad()
+                (loss / count).backward()
+                nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+            progress.update(epoch + 1)
+            loss = _select_loss(head, states, packed["select"], task)
+            if loss < best_loss - 1e-6:
+                best, best_loss, waited = copy.deepcopy(head.state_dict()), loss, 0
+            else:
+                waited += 1
+                if waited >= config.patience:
+                    break
     head.load_state_dict(best)
-    return head.eval()
 
 
-def _loss(
-    head: nn.Module, states: Sequence[torch.Tensor], batch: np.ndarray, targets: torch.Tensor, weights: torch.Tensor,
-    delta: float,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+@torch.inference_mode()
+def _select_loss(head: nn.Module, states: States, packed: Sequence[np.ndarray], task: _Task) -> float:
+    head.eval()
+    sums = [_loss(head, states, batch, task) for batch in packed]
+    return sum(float(part) for part, _ in sums) / sum(float(count) for _, count in sums)
+
+
+def _loss(head: nn.Module, states: States, batch: np.ndarray, task: _Task) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted sum of the Huber loss over the known dimensions, and the sum of their weights."""
-    x_BSW, mask_BS = head_input(*pad_states([states[i] for i in batch]))
-    target_BD = targets[batch]
+    device = task.config.device
+    target_BD, weights_B = task.targets_MD[batch].to(device), task.weights_M[batch].to(device)
     known_BD = target_BD.isfinite()
-    loss_BD = nn.functional.huber_loss(head(x_BSW, mask_BS), target_BD.nan_to_num(), reduction="none", delta=delta)
-    weight_BD = weights[batch][:, None] * known_BD
+    predicted_BD = head(*_padded(states, batch, device))
+    loss_BD = nn.functional.huber_loss(predicted_BD, target_BD.nan_to_num(), reduction="none", delta=task.config.huber)
+    weight_BD = weights_B[:, None] * known_BD
     return (loss_BD * weight_BD).sum(), weight_BD.sum()
+
+
+def _padded(states: States, batch: np.ndarray, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a head reads of some windows: float32 [B, S, W], zero where the boolean mask [B, S] is."""
+    rows = [states.rows[i] for i in batch]
+    longest = max(len(row) for row in rows)
+    x_BSW = torch.empty(len(rows), longest, rows[0].shape[1])
+    mask_BS = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for x_SW, mask_S, row in zip(x_BSW, mask_BS, rows):
+        x_SW[: len(row)] = row
+        x_SW[len(row) :] = 0
+        mask_S[: len(row)] = True
+    return x_BSW.to(device), mask_BS.to(device)
