@@ -24,6 +24,7 @@ RESERVED = {
     "id", "source", "text", "weight", "split", "quality", "probe", "judge", "exit", "tokens", "status", "reply",
     "rubric", "rubric_sha", "prompt_sha", "engine", "truncated", "window", "mass", "reason", "prompt_tokens",
     "reply_tokens", "seconds", "repeat", "repeats", "content_type", "language", "flagged", "uniform",
+    "shadow", "least", "greatest", "windows", "decision", "ensemble",
 }  # fmt: skip
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MOST_LEVELS = len(LETTERS)
