@@ -10,7 +10,7 @@ import torch
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.scorer.backbone.staged import BackboneIdentity, StagedBackbone, identify
-from gristmill.scorer.backbone.states import batches, extract, head_input, pad
+from gristmill.scorer.backbone.states import batches, head_input, pad
 from gristmill.scorer.backbone.tiny import tiny_model, write_tiny
 
 TAPS = (2, 5)
@@ -25,26 +25,6 @@ def one_thread() -> None:
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = np.random.default_rng(0)
     return pad([generator.integers(3, 300, n) for n in (40, 17, 29, 8)])
-
-
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_oss"])
-def test_staged_equals_unsliced(architecture: str) -> None:
-    model = tiny_model(architecture)
-    ids_BS, mask_BS = batch()
-    with torch.inference_mode():
-        whole = model(
-            input_ids=ids_BS, attention_mask=mask_BS, output_hidden_states=True, use_cache=False
-        ).hidden_states
-    backbone = StagedBackbone.from_model(model, IDENTITY, TAPS)
-    assert backbone.staged, backbone.reason
-    first, last = backbone.first(ids_BS, mask_BS)
-    assert last is None
-    valid = mask_BS.bool()
-    torch.testing.assert_close(first[valid], whole[2][valid], rtol=1e-4, atol=1e-4)
-    keep = [1, 3]  # survivors only, with their padding trimmed
-    second = backbone.second(first[keep][:, :17], mask_BS[keep][:, :17])
-    valid = mask_BS[keep][:, :17].bool()
-    torch.testing.assert_close(second[valid], whole[5][keep][:, :17][valid], rtol=1e-4, atol=1e-4)
 
 
 def test_only_the_blocks_that_are_needed_run_and_are_counted() -> None:
@@ -115,11 +95,24 @@ def test_head_input_drops_the_first_token_and_normalises_the_rest() -> None:
     assert torch.equal(x_BSD, head_input(changed, mask_BS)[0])
 
 
-def test_extracted_states_do_not_depend_on_batch_mates() -> None:
+def test_states_at_any_taps_come_from_one_pass() -> None:
+    backbone = StagedBackbone.from_model(tiny_model("gpt_oss"), IDENTITY, TAPS)
+    ids_BS, mask_BS = batch()
+    first, _ = backbone.first(ids_BS, mask_BS)
+    backbone.counters.block_tokens = 0
+    last, one, probe = backbone.at((5, 1, 2), ids_BS, mask_BS)
+    assert backbone.counters.block_tokens == 6 * ids_BS.numel()
+    torch.testing.assert_close(probe, first)
+    torch.testing.assert_close(last[mask_BS.bool()], backbone.second(first, mask_BS)[mask_BS.bool()])
+    assert one.shape == first.shape
+    assert not torch.equal(one, probe)
+
+
+def test_states_do_not_depend_on_batch_mates() -> None:
     backbone = StagedBackbone.from_model(tiny_model("gpt_oss"), IDENTITY, TAPS)
     generator = np.random.default_rng(2)
-    rows = [generator.integers(3, 300, n).astype(np.int32) for n in (5, 60, 31, 2, 44)]
-    together, alone = extract(backbone, rows, 512), [extract(backbone, [row], 512) for row in rows]
-    for i, single in enumerate(alone):
-        torch.testing.assert_close(together.probe[i], single.probe[0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(together.judge[i], single.judge[0], rtol=1e-4, atol=1e-4)
+    rows = [generator.integers(3, 300, n) for n in (5, 60, 31, 2, 44)]
+    together = backbone.at(TAPS, *pad(rows))
+    for i, row in enumerate(rows):
+        for one, alone in zip(together, backbone.at(TAPS, *pad([row]))):
+            torch.testing.assert_close(one[i, : len(row)], alone[0], rtol=1e-4, atol=1e-4)

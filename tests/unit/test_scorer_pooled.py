@@ -15,7 +15,7 @@ import torch
 from gristmill.base.errors import UsageError
 from gristmill.scorer.backbone.pooled import Pooler
 from gristmill.scorer.backbone.staged import StagedBackbone
-from gristmill.scorer.backbone.states import Tokens, extract, head_input
+from gristmill.scorer.backbone.states import Tokens, head_input, pad
 from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.config import PooledConfig
 
@@ -52,8 +52,8 @@ def test_states_are_the_mean_of_what_a_head_reads(architecture: str, tmp_path: P
     assert states.is_null().to_pylist() == [False, False, True, False, True, False, False]
     for state, row in zip(states.to_pylist(), rows, strict=True):
         if state is not None:
-            hidden_BSD = extract(backbone, row, 512).probe[0][None]
-            expected = head_input(hidden_BSD, torch.ones(1, len(row[0])))[0].mean(1)[0]
+            ids_BS, mask_BS = pad(row)
+            expected = head_input(backbone.first(ids_BS, mask_BS)[0], mask_BS)[0].mean(1)[0]
             torch.testing.assert_close(torch.tensor(state).float(), expected / expected.norm(), rtol=2e-3, atol=1e-4)
     assert np.linalg.norm(matrix(states).astype(np.float64), axis=1) == pytest.approx(1, abs=2e-3)
 
@@ -75,6 +75,18 @@ def test_only_the_blocks_that_are_needed_are_loaded(folder: Path) -> None:
         wrong: dict[str, Any] = {name: 0}
         with pytest.raises(UsageError, match=name):
             PooledConfig(**wrong)
+
+
+def test_a_text_whose_states_are_not_finite_has_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooler = Pooler.load(folder, PooledConfig(block=1))
+    whole = pooler.backbone.first
+
+    def broken(ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        hidden_BSD, last = whole(ids_BS, mask_BS)
+        return hidden_BSD.masked_fill((ids_BS == ids_BS.max())[..., None], torch.inf), last
+
+    monkeypatch.setattr(pooler.backbone, "first", broken)
+    assert pooler.states(["aaa", "aaz", "a"]).is_null().to_pylist() == [False, True, False]
 
 
 def test_nothing_to_pool(folder: Path) -> None:

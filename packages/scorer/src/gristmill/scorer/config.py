@@ -126,6 +126,7 @@ class PooledConfig:
     """Padded tokens per batch."""
     dtype: str = "float32"
     """In bfloat16 the same text has slightly different states in different company."""
+    device: str = "cpu"
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -30,9 +30,10 @@ class Pooler:
         """Load the first blocks of a Hugging Face model folder.
 
         Raises:
-            UsageError: no model in the folder, an unknown dtype, or fewer blocks than `config.block`.
+            UsageError: no model in the folder, an unknown dtype or device, or fewer blocks than `config.block`.
         """
-        backbone = StagedBackbone.load(folder, (config.block, config.block), config.dtype, config.threads)
+        block = config.block
+        backbone = StagedBackbone.load(folder, (block, block), config.dtype, config.threads, device=config.device)
         tokens = Tokens(folder, backbone.identity.first_token, config.max_tokens, 1)
         return cls(backbone, tokens, config.batch_tokens)
 
@@ -42,7 +43,8 @@ class Pooler:
 
     @torch.inference_mode()
     def states(self, texts: Sequence[str | None]) -> pa.FixedSizeListArray:
-        """float16 [N, D] in the texts' order, each of length one; null for a text without tokens."""
+        """float16 [N, D] in the texts' order, each of length one; null for a text without tokens, and where a state is
+        not finite."""
         rows = [own[0] if own else np.zeros(0, np.int32) for own in self._tokens(texts)]
         states_ND = np.zeros((len(rows), self.width), np.float16)
         packed = batches([len(row) for row in rows], self._batch_tokens)
@@ -51,7 +53,7 @@ class Pooler:
                 ids_BS, mask_BS = pad([rows[i] for i in batch])
                 x_BSD, kept_BS = head_input(self.backbone.first(ids_BS, mask_BS)[0], mask_BS)
                 mean_BD = x_BSD.sum(1) / kept_BS.sum(1, keepdim=True)
-                states_ND[batch] = torch.nn.functional.normalize(mean_BD).half().numpy()
+                states_ND[batch] = torch.nn.functional.normalize(mean_BD).half().cpu().numpy()
                 progress.update(done)
-        empty_N = np.array([len(row) == 0 for row in rows], bool)
-        return pa.FixedSizeListArray.from_arrays(pa.array(states_ND.reshape(-1)), self.width, mask=pa.array(empty_N))
+        none_N = np.array([len(row) == 0 for row in rows], bool) | ~np.isfinite(states_ND).all(1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(states_ND.reshape(-1)), self.width, mask=pa.array(none_N))

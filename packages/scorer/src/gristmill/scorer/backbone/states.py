@@ -7,15 +7,11 @@ head. Shapes: N documents, M windows, B batch, S sequence, T tokens of one windo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-
-from gristmill.base.progress import Progress
-from gristmill.scorer.backbone.staged import StagedBackbone
 
 # No text in any language needs more characters for a token, on average over a window.
 CHARACTERS_PER_TOKEN = 20
@@ -137,43 +133,11 @@ def pad_states(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def head_input(hidden_BSD: torch.Tensor, mask_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a head reads: float32, each token RMS-normalised, token 0 dropped, with the boolean mask [B, S-1].
+    """What a head reads: float32, each token RMS-normalised, token 0 dropped, zero where the boolean mask [B, S-1] is.
 
     The first token's state is a sink with a norm a hundred times the others', and it would tell the head the length.
     """
     x_BSD = hidden_BSD[:, 1:].float()
     x_BSD = x_BSD * torch.rsqrt(x_BSD.square().mean(-1, keepdim=True) + EPSILON)
-    mask_BS = mask_BS[:, 1:].bool()
+    mask_BS = mask_BS[:, 1:].bool().to(x_BSD.device)
     return x_BSD * mask_BS[..., None], mask_BS
-
-
-@dataclass(frozen=True)
-class Features:
-    """Raw states of every document at both taps, [T, D] each in the backbone's dtype; empty documents have T = 0."""
-
-    probe: list[torch.Tensor]
-    judge: list[torch.Tensor]
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(state) for state in self.probe]
-
-
-def extract(backbone: StagedBackbone, rows: Sequence[np.ndarray], budget: int) -> Features:
-    """Run every document through both stages and keep the states: training data for the heads."""
-    width = backbone.identity.width
-    dtype = next(backbone.model.parameters()).dtype
-    probe = [torch.zeros((0, width), dtype=dtype) for _ in rows]
-    judge = list(probe)
-    packed = batches([len(row) for row in rows], budget)
-    with Progress("extract", total=len(packed), unit="batches") as progress:
-        for done, batch in enumerate(packed, 1):
-            ids_BS, mask_BS = pad([rows[i] for i in batch])
-            first, last = backbone.first(ids_BS, mask_BS)
-            if last is None:
-                last = backbone.second(first, mask_BS)
-            for position, i in enumerate(batch):
-                probe[i] = first[position, : len(rows[i])].clone()
-                judge[i] = last[position, : len(rows[i])].clone()
-            progress.update(done)
-    return Features(probe, judge)
