@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from gristmill.base.terminal import shown
 from gristmill.scorer.audit.injections import CONTROL
 from gristmill.scorer.audit.run import QUALITY
+from gristmill.scorer.markdown import name as _name
+from gristmill.scorer.markdown import number as _number
+from gristmill.scorer.markdown import share as _share
+from gristmill.scorer.markdown import table as _table
 
 CONSTANT = 0.9  # of one level: a head has nothing to learn
 HALO = 0.95
@@ -149,27 +152,6 @@ def _largest(dimensions: Mapping[str, Any]) -> str:
     return f"{name} {known[name]:+.2f}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in (header, *rows)]
-    return [f"| {lines[0]} |", "|" + "|".join("-" * (width + 2) for width in widths) + "|"] + [
-        f"| {line} |" for line in lines[1:]
-    ]
-
-
 def _value(found: Mapping[str, Any]) -> str:
     interval = found["ci95"]
     return _number(found["value"]) + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
-def _name(text: object) -> str:
-    """Names come from documents' metadata and endpoints: no line ends, no bars, not too long."""
-    return shown(text).replace("|", "/")[:60]

@@ -1,98 +1,291 @@
-"""The README.md of a heads/ folder, written from its numbers alone: nothing in it is typed by hand."""
+"""The README.md of a heads/ folder, written from its numbers alone: nothing in it is typed by hand.
+
+summary() is the same in short, for the terminal.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gristmill.scorer.backbone.staged import BackboneIdentity
 from gristmill.scorer.config import TrainConfig
+from gristmill.scorer.heads.calibration import ALL
+from gristmill.scorer.markdown import name, number, share, table
 from gristmill.scorer.rubric import Rubric
+
+REPORTED = ("audit", "select")  # the split that nothing was chosen on comes first
 
 
 def card(
     backbone: BackboneIdentity,
     config: TrainConfig,
     rubric: Rubric,
-    metrics: dict[str, Any],
-    calibration: dict[str, Any] | None,
+    metrics: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None,
 ) -> str:
     """Markdown: what it grades, on what, how well against the baselines, and what its thresholds promise."""
     training = metrics.get("training", {})
+    probe, judge = config.chosen_taps
+    revision = f" at revision `{backbone.revision}`" if backbone.revision else ""
     lines = [
         f"# Quality heads: rubric `{rubric.name}`",
         "",
-        f"Backbone `{backbone.name}` ({backbone.architecture}, {backbone.layers} layers, width {backbone.width}), "
-        f"fingerprint `{backbone.fingerprint[:16]}`. Probe after block {config.taps[0]}, judge after block "
-        f"{config.taps[1]}, both before the final norm; up to {config.windows} windows of "
-        f"{config.window_tokens} tokens; {config.dtype} backbone, float32 heads.",
+        f"Backbone `{name(backbone.name)}`{revision} ({backbone.architecture}, {backbone.layers} layers, width "
+        f"{backbone.width}), fingerprint `{backbone.fingerprint[:16]}`. Probe after block {probe}, judge after block "
+        f"{judge}, both before the final norm; up to {config.windows} windows of {config.window_tokens} tokens from "
+        f"beginning to end; {config.dtype} backbone, float32 heads. Rubric sha `{rubric.sha[:16]}`.",
         "",
         f"Judge: {training.get('reason', 'unknown')}.",
         "",
-        "| dimension | scale | better | weight | question |",
-        "|---|---|---|---|---|",
-        *(f"| {d.name} | {d.min}-{d.max} | {d.direction} | {d.weight:g} | {d.question} |" for d in rubric.dimensions),
+        *table(
+            ["dimension", "scale", "better", "weight", "question"],
+            [[d.name, f"{d.min}-{d.max}", d.direction, f"{d.weight:g}", name(d.question)] for d in rubric.dimensions],
+        ),
     ]
-    for split, report in metrics.get("splits", {}).items():
-        lines += ["", f"## Split `{split}`: {report['documents']} documents", ""]
-        lines += ["| predictor | quality Spearman (95% CI) | quality MAE | within-source Spearman, mean / worst |"]
-        lines += ["|---|---|---|---|"]
-        lines += [_row(name, values.get("quality", {})) for name, values in report["predictors"].items()]
-        heads = [name for name in ("judge", "probe") if name in report["predictors"]]
-        if heads:
-            lines += ["", f"Per dimension, {heads[0]}:", "", "| dimension | n | Spearman (95% CI) | MAE | QWK |"]
-            lines += ["|---|---|---|---|---|"]
-            for name in rubric.names:
-                values = report["predictors"][heads[0]][name]
-                rho = _interval(values)
-                lines += [
-                    f"| {name} | {values['n']} | {rho} | {_number(values.get('mae'))} | {_number(values.get('qwk'))} |"
-                ]
-    lines += ["", "## Thresholds", ""]
-    lines += _thresholds(calibration)
+    for split, report in _splits(metrics):
+        lines += ["", f"## Split `{split}`: {report['documents']} documents", "", *_verdict(split, report), ""]
+        lines += _predictors(report)
+        head = report["verdict"]["head"]
+        lines += ["", f"Per dimension, {head}:", "", *_dimensions(report, head, rubric.names)]
+        lines += ["", f"Where, {head} (keeping as large a share as the oracle of each source):", ""]
+        lines += _slices(report, head)
+        lines += _reliability(report, head)
+        lines += _warnings(report, head)
+    lines += _sweep(metrics.get("sweep"))
+    lines += _exits(metrics.get("exits"))
+    lines += ["", "## Thresholds", "", *_thresholds(calibration), ""]
     lines += [
-        "",
-        "The bound on false drops holds for the mix of sources in the label sample, against this oracle's grades; it "
-        "says nothing of what an oracle misses. Beating the source mean separates a quality score from a topic label.",
+        "Numbers describe the label sample as it is mixed; intervals are 95%, by bootstrap over hosts or documents. "
+        "The grades are one oracle's: nothing here says what that oracle misses, nor what text does for training.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _thresholds(calibration: dict[str, Any] | None) -> list[str]:
+def summary(metrics: Mapping[str, Any]) -> str:
+    """What train-heads prints: the heads beside the baselines, whether they beat them, and what exits would spare."""
+    split, report = next(iter(_splits(metrics)), ("", None))
+    if report is None:
+        return "No document of split select or audit has a grade: nothing is measured."
+    head = report["verdict"]["head"]
+    dimensions = [key for key in report["predictors"][head] if key != "quality"]
+    lines = [f"Split {split}, {report['documents']} documents:", "", *_predictors(report), ""]
+    lines += [f"Per dimension, {head}:", "", *_dimensions(report, head, dimensions), ""]
+    lines += [*_verdict(split, report), *_exits(metrics.get("exits"), heading=False)]
+    return "\n".join(lines)
+
+
+def _splits(metrics: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    found = metrics.get("splits", {})
+    ordered = [*(name for name in REPORTED if name in found), *(name for name in found if name not in REPORTED)]
+    return [(split, found[split]) for split in ordered]
+
+
+def _verdict(split: str, report: Mapping[str, Any]) -> list[str]:
+    head, against = report["verdict"]["head"], report["verdict"]["against"]
+    lines = [f"On split {split} the {head} orders documents by quality with a Spearman of "
+             f"{_value(report['predictors'][head]['quality'], 'spearman')}."]  # fmt: skip
+    for other, found in against.items():
+        interval, difference = found["difference_ci95"], found["difference"]
+        if difference is None:
+            continue
+        if interval is None or interval[0] <= 0 <= interval[1]:
+            word = "does not clearly differ from"
+        else:
+            word = "beats" if difference > 0 else "LOSES TO"
+        lines.append(f"It {word} {name(other)}: {difference:+.2f}{_interval(interval)}.")
+    return [" ".join(lines)]
+
+
+def _predictors(report: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for predictor, targets in report["predictors"].items():
+        quality, decision = targets["quality"], report["decision"].get(predictor, {})
+        within = quality.get("within_source", {})
+        rows.append(
+            [
+                name(predictor), _value(quality, "spearman"), _value(quality, "mae", 3), number(quality.get("bias"), 3),
+                f"{number(within.get('mean'))} / {number(within.get('worst'))}", _value(decision, "auroc"),
+                _value(decision, "auprc"), share(decision.get("precision")), number(decision.get("lift")),
+            ]
+        )  # fmt: skip
+    header = [
+        "predictor", "quality Spearman", "MAE", "bias", "within source, mean / worst", "keep AUROC", "keep AUPRC",
+        "precision", "lift",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def _dimensions(report: Mapping[str, Any], head: str, names: Sequence[str]) -> list[str]:
+    ceilings = report.get("ceiling", {})
+    rows = []
+    for dimension in names:
+        values = report["predictors"][head].get(dimension, {"n": 0})
+        ceiling = ceilings.get(dimension, {}).get("ceiling")
+        reached = values["spearman"] / ceiling if ceiling and values.get("spearman") is not None else None
+        rows.append(
+            [
+                dimension, str(values["n"]), _value(values, "spearman"), number(values.get("pearson")),
+                _value(values, "qwk"), number(values.get("mae")), number(values.get("rmse")),
+                number(values.get("bias")), share(reached),
+            ]
+        )  # fmt: skip
+    header = ["dimension", "n", "Spearman", "Pearson", "QWK", "MAE", "RMSE", "bias", "of the noise ceiling"]
+    if not ceilings:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return table(header, rows)
+
+
+def _slices(report: Mapping[str, Any], head: str) -> list[str]:
+    kept, rows = report["decision"].get(head, {}).get("by", {}), []
+    for kind, values in report["slices"].items():
+        for value, predictors in values.items():
+            own, decided = predictors.get(head, {"n": 0}), kept.get(kind, {}).get(value, {})
+            rows.append(
+                [
+                    kind, name(value) or "(none)", str(own["n"]), _value(own, "spearman"), number(own.get("mae"), 3),
+                    number(own.get("bias"), 3), share(decided.get("keep_rate")), share(decided.get("kept_tokens")),
+                ]
+            )  # fmt: skip
+    header = ["by", "", "n", "Spearman", "MAE", "bias", "documents kept", "tokens kept"]
+    return table(header, rows)
+
+
+def _reliability(report: Mapping[str, Any], head: str) -> list[str]:
+    found = report["reliability"].get(head)
+    if not found:
+        return []
+    lines = ["", f"Calibration error of the predicted quality: {_value(found['quality'], 'ece', 3)}."]
+    rows = [
+        [dimension, level, _value(one, "brier", 3), number(one["base"], 3), _value(one, "ece", 3)]
+        for dimension, levels in (found.get("levels") or {}).items()
+        for level, one in (levels or {}).items()
+    ]
+    header = ["dimension", "level", "Brier score of P(grade >= level)", "of its frequency alone", "ECE"]
+    return [*lines, "", *table(header, rows)] if rows else lines
+
+
+def _warnings(report: Mapping[str, Any], head: str) -> list[str]:
+    lines = []
+    partial = report["bias"]["length"][head]["quality"]
+    if partial["partial"] is not None:
+        lines.append(
+            f"Length: Spearman of the score with log length, the oracle's grade given, is {_value(partial, 'partial')}."
+        )
+    for target, values in report["predictors"][head].items():
+        if flat := values.get("within_source", {}).get("flat"):
+            sources = ", ".join(name(source) for source in flat)
+            lines.append(f"Hardly told apart on {target} (spread under a tenth of the scale): {sources}.")
+    for grader, pairs in report["bias"]["redundant"].items():
+        lines += [f"Halo, {grader}: {pair.replace(' ', ' and ')} rank documents alike." for pair in pairs]
+    return [line for text in lines for line in ("", text)]
+
+
+def _sweep(sweep: Mapping[str, Any] | None) -> list[str]:
+    if sweep is None:
+        return []
+    rows = [
+        [str(row["tap"]), number(row["spearman"], 3), number(row["auc"], 3), share(row.get("exit_rate"), 1),
+         share(row.get("saved"), 1), share(row.get("saved_full"), 1)]
+        for row in sweep["taps"]
+    ]  # fmt: skip
+    header = ["block", "Spearman", "AUC of good", "exits", "saved", "saved of the full backbone"]
+    return [
+        "",
+        "## Where to read",
+        "",
+        f"Mean pools and ridge, out of fold, {sweep['documents']} documents; exits that lose {sweep['false_drop']:.0%} "
+        f"of the good documents in expectation. Chosen: probe {sweep['probe']}, judge {sweep['judge']}.",
+        "",
+        *table(header, rows),
+    ]
+
+
+def _exits(exits: Mapping[str, Any] | None, heading: bool = True) -> list[str]:
+    split = next((split for split in REPORTED if split in (exits or {}).get("splits", {})), None)
+    if exits is None or split is None:
+        return []
+    if exits["probe"] == exits["judge"]:
+        full = 1 - exits["probe"] / exits["layers"]
+        text = f"Without a judge nothing exits early; {full:.0%} of the full backbone is never run."
+        return ["", "## Early exits", "", text] if heading else [text]
+    rows = [
+        [f"{float(budget):.0%}", share(one["exit_rate"], 1), share(one["saved"], 1), share(one["saved_full"], 1)]
+        for budget, one in exits["splits"][split]["expected"].items()
+    ]
+    header = ["good documents lost, expected", "exits", "compute saved", "of the full backbone"]
+    text = (
+        f"Exits after block {exits['probe']} instead of {exits['judge']}, as ranks within sources, on split {split} "
+        f"({exits['splits'][split]['n_good']} good documents):"
+    )
+    return [*(["", "## Early exits"] if heading else []), "", text, "", *table(header, rows)]
+
+
+def _thresholds(calibration: Mapping[str, Any] | None) -> list[str]:
     if calibration is None:
         return ["Not calibrated: nothing exits early and no keep threshold is proposed."]
-    mode, bound = calibration["mode"], calibration["fd_upper"]
-    promise = (
-        f"certified: at most {calibration['max_false_drop']:.1%} of good documents exit early, with "
-        f"{calibration['confidence']:.0%} confidence (upper bound found {bound:.2%}, {calibration['errors']} of "
-        f"{calibration['n_good']} good documents)"
-        if mode == "certified" and bound is not None
-        else f"UNCERTIFIED, expected mode: {calibration['max_false_drop']:.1%} of good documents lost in expectation "
-        f"only ({calibration['n_good']} good documents)"
-    )
-    rows = [
-        f"| {name} | {group['n']} | {_number(group['tau_drop'])} | {group['exit_rate']:.1%} "
-        f"| {_number(group['tau_keep'])} | {group['target']:.0%} | {group['keep_rate']:.1%} |"
-        for name, group in calibration["groups"].items()
-    ]
+    return [_promise(calibration), "", *threshold_table(calibration), *_weights(calibration)]
+
+
+def threshold_table(calibration: Mapping[str, Any]) -> list[str]:
+    """Thresholds by source, with the false drops seen and their upper bounds, as lines of Markdown."""
+    rows = []
+    for source, group in calibration["groups"].items():
+        drops = [_drops(group[who]) for who in ("oracle", "judge")]
+        certified = "all" if source == ALL else "pooled" if group["drop_parent"] else "own labels"
+        low, high = group["keep_ci95"]
+        rows.append(
+            [
+                name(source) or "(none)", str(group["n"]), number(group["tau_drop"], 3), certified,
+                share(group["exit_rate"], 1), *drops, number(group["tau_keep"], 3), share(group["target"]),
+                f"{group['keep_rate']:.1%} ({low:.1%} to {high:.1%})" + (", of all" if group["parent"] else ""),
+            ]
+        )  # fmt: skip
     header = [
-        "| source | n | tau_drop (probe) | exits | tau_keep (quality) | target | keeps |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    return [f"tau_drop is {promise}.", "", *header, *rows]
+        "source", "n", "tau_drop (probe)", "by", "exits", "false drops, oracle", "false drops, judge",
+        "tau_keep (quality)", "target", "keeps",
+    ]  # fmt: skip
+    return table(header, rows)
 
 
-def _row(name: str, values: dict[str, Any]) -> str:
-    within = values.get("within_source", {})
+def _promise(calibration: Mapping[str, Any]) -> str:
+    if calibration["mode"] != "certified" or calibration["fd_upper"] is None:
+        return (
+            f"tau_drop is UNCERTIFIED, expected mode: {calibration['max_false_drop']:.1%} of good documents lost in "
+            f"expectation only ({calibration['n_good']} good documents)."
+        )
+    together = (
+        f"all {calibration['certificates']} bounds hold at once (Bonferroni)"
+        if calibration["bounds"] == "bonferroni"
+        else "each bound holds for itself, not all at once"
+    )
     return (
-        f"| {name} | {_interval(values)} | {_number(values.get('mae'))} | "
-        f"{_number(within.get('mean'))} / {_number(within.get('worst'))} |"
+        f"tau_drop is certified: at most {calibration['max_false_drop']:.1%} of good documents exit early, with "
+        f"{calibration['confidence']:.0%} confidence; {together}. A source with enough good labels has a certificate "
+        f"of its own. The others share a rank, certified on the mix of the label sample (upper bound found "
+        f"{calibration['fd_upper']:.2%}, {calibration['errors']} of {calibration['n_good']} good documents): it is no "
+        f"promise for any one of them. Good is what the oracle would keep; the judge's column counts what the judge "
+        f"would keep. tau_keep counts {calibration['keep_by']}."
     )
 
 
-def _interval(values: dict[str, Any]) -> str:
-    interval = values.get("spearman_ci95")
-    return _number(values.get("spearman")) + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+def _weights(calibration: Mapping[str, Any]) -> list[str]:
+    weights = calibration.get("weights")
+    if not weights:
+        return []
+    told = ", ".join(f"{dimension} {weight:.2f}" for dimension, weight in weights.items())
+    return ["", f"Weights of the quality, fitted to the oracle's overall grade: {told}."]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _drops(found: Mapping[str, Any] | None) -> str:
+    if not found or not found["n"]:
+        return "-"
+    return f"{found['errors']} of {found['n']} (at most {found['upper']:.1%})"
+
+
+def _value(values: Mapping[str, Any], key: str, digits: int = 2) -> str:
+    return number(values.get(key), digits) + _interval(values.get(f"{key}_ci95"), digits)
+
+
+def _interval(interval: Sequence[float] | None, digits: int = 2) -> str:
+    return f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""

@@ -44,7 +44,7 @@ def fit_weights(labels: Labels, rubric: Rubric) -> dict[str, float]:
 
 
 def weighted(rubric: Rubric, calibration: Mapping[str, Any] | None) -> Rubric:
-    """The rubric with the weights that a calibration fitted, if it fitted any. Its sha is another: grades keep theirs."""
+    """The rubric with the weights that a calibration fitted, if any. Its sha is another: grades keep theirs."""
     weights = (calibration or {}).get("weights")
     if not weights:
         return rubric
