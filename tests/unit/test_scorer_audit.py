@@ -15,7 +15,6 @@ import pytest
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
-from gristmill.scorer import cli
 from gristmill.scorer.audit.injections import load_attacks
 from gristmill.scorer.audit.report import report
 from gristmill.scorer.audit.robustness import (
@@ -29,6 +28,7 @@ from gristmill.scorer.audit.robustness import (
     worst_injection,
 )
 from gristmill.scorer.audit.run import AuditConfig, audit, audit_grades, compare_grades, graded
+from gristmill.scorer.commands import oracle as cli
 from gristmill.scorer.labelling import near
 from gristmill.scorer.oracle.engine import Reply
 from gristmill.scorer.oracle.prompt import Prompt, question
