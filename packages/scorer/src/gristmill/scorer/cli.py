@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gristmill.base import cli
-from gristmill.scorer.commands import heads, oracle, scores
+from gristmill.scorer.commands import evaluate, heads, oracle, scores
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def main() -> None:
         "calibrate": heads.calibrate,
         "score": scores.score,
         "decide": scores.decide,
+        "eval": evaluate.evaluate,
         "inspect": heads.inspect,
         "selftest": heads.selftest,
         "push": heads.push,

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from gristmill.scorer.rubric import Rubric
 
 
-def train_heads(labels: Path, backbone: Path, output: Path, rubric: str = "", config: Path | None = None) -> int | None:
+def train_heads(
+    labels: Path,
+    backbone: Path,
+    output: Path,
+    rubric: str = "",
+    config: Path | None = None,
+    cache: Path | None = None,
+    audit: Path | None = None,
+) -> int | None:
     """Train probe and judge heads on a frozen backbone from graded documents.
 
     Writes a folder: scorer.json, heads.safetensors, metrics.json, README.md. Calibrate it before use.
@@ -24,21 +32,28 @@ def train_heads(labels: Path, backbone: Path, output: Path, rubric: str = "", co
     Examples:
         scorer train-heads --labels labels.parquet --backbone models/smollm2 --output heads
         scorer train-heads --labels labels.parquet --backbone models/smollm2 --output heads --config heads.toml
+        scorer train-heads --labels labels.parquet --backbone models/smollm2 --output heads --cache features --audit audit/audit.json
         scorer train-heads --labels labels.parquet --backbone models/smollm2 --output code-heads --rubric code
 
     Args:
         rubric: a file or, where the labels are of several rubrics, the name of the one to train on.
-        config: TOML with the fields of TrainConfig: taps, max_tokens, dtype, threads, epochs ...
-    """
+        config: TOML with the fields of TrainConfig: taps, window_tokens, dtype, threads, epochs ...
+        cache: a folder that keeps what the backbone made of each window, for the next training on this text.
+        audit: of the oracle, by `scorer audit-oracle`: its reliability is the ceiling that heads are compared with.
+    """  # noqa: E501 (commands stand on one line)
     from gristmill.base.config import load
+    from gristmill.base.files import read_object
     from gristmill.scorer.config import TrainConfig
+    from gristmill.scorer.heads.card import summary
     from gristmill.scorer.heads.distil import train_bundle
     from gristmill.scorer.tables import graded_with, read_parquet
 
     table = read_parquet(labels)
     chosen = _rubric(table, rubric, labels)
-    bundle = train_bundle(graded_with(table, chosen), chosen, backbone, output, load(TrainConfig, config))
-    print(f"{output}: {bundle.metrics['training']['reason']}; see {output / 'README.md'}")
+    audited = read_object(audit, "give the audit.json of `scorer audit-oracle`", rubrics=dict) if audit else None
+    settings = load(TrainConfig, config)
+    bundle = train_bundle(graded_with(table, chosen), chosen, backbone, output, settings, cache, audited)
+    print(f"{summary(bundle.metrics)}\n\n{output}: {bundle.metrics['training']['reason']}; see {output / 'README.md'}")
 
 
 def calibrate(
@@ -54,21 +69,19 @@ def calibrate(
 
     Args:
         unlabelled: a random sample of what will be scored.
-        config: TOML with the fields of CalibrationConfig: max_false_drop, confidence, keep, keep_default, allow_uncertified.
+        config: TOML with the fields of CalibrationConfig: max_false_drop, confidence, bounds, keep, keep_by ...
     """  # noqa: E501 (commands stand on one line)
     from gristmill.base.config import load
     from gristmill.scorer.config import CalibrationConfig
     from gristmill.scorer.heads import bundle
+    from gristmill.scorer.heads.card import threshold_table
     from gristmill.scorer.heads.thresholds import calibrate_bundle
     from gristmill.scorer.tables import graded_with, read_documents, read_parquet
 
     settings = load(CalibrationConfig, config)
     own = graded_with(read_parquet(labels), bundle.load(heads).rubric)
     result = calibrate_bundle(heads, backbone, own, read_documents(unlabelled), settings, threads)
-    for name, group in result["groups"].items():
-        drop = "none" if group["tau_drop"] is None else f"{group['tau_drop']:.3f}"
-        keep = f"tau_keep {group['tau_keep']:.3f} keeps {group['keep_rate']:.1%}"
-        print(f"{name}: tau_drop {drop} ({result['mode']}), {keep}")
+    print("\n".join(threshold_table(result)))
 
 
 def inspect(heads: Annotated[Path, tyro.conf.Positional]) -> int | None:

@@ -221,6 +221,24 @@ def _exits(exits: Mapping[str, Any] | None, heading: bool = True) -> list[str]:
     return [*(["", "## Early exits"] if heading else []), "", text, "", *table(header, rows)]
 
 
+def curve_table(exits: Mapping[str, Any]) -> list[str]:
+    """The curve of evaluate_exits() at every fifth tau, for each split, as lines of Markdown."""
+    lines: list[str] = []
+    for split, curve in exits["splits"].items():
+        keys = ("exit_rate", "false_drop", "false_drop_upper", "false_drop_judge", "saved", "saved_full")
+        columns = [curve[key] or [None] * len(curve["tau"]) for key in keys]
+        rows = [
+            [number(tau, 3), *(share(value, 1) for value in values)]
+            for tau, *values in list(zip(curve["tau"], *columns))[::5]
+        ]
+        header = [
+            "tau (rank)", "exits", "false drops, oracle", "at most (95%)", "false drops, judge", "saved",
+            "of the full backbone",
+        ]  # fmt: skip
+        lines += [f"Split {split}, probe {exits['probe']}, judge {exits['judge']}:", "", *table(header, rows), ""]
+    return lines[:-1]
+
+
 def _thresholds(calibration: Mapping[str, Any] | None) -> list[str]:
     if calibration is None:
         return ["Not calibrated: nothing exits early and no keep threshold is proposed."]
