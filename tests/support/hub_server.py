@@ -1,4 +1,5 @@
-"""A small Hugging Face Hub for tests: what huggingface_hub asks when it publishes and fetches datasets, held in memory.
+"""A small Hugging Face Hub for tests: what huggingface_hub asks when it publishes and fetches datasets and models, in
+memory.
 
 A test sees what happened (`requests`, and each repository's `commits` in order) and says what is to go wrong (`fail`).
 Files kept as large files come, as on the real Hub, from another host: "localhost", where no token may be sent.
@@ -18,7 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-DATASET = r"/api/datasets/(?P<name>[^/]+/[^/]+)"
+REPOSITORY = r"/api/(?:datasets|models)/(?P<name>[^/]+/[^/]+)"
+PAGE = r"/(?:datasets/)?(?P<name>[^/]+/[^/]+?)"
 Kind = Literal["status", "drop upload", "drop download", "short download"]
 
 
@@ -337,8 +339,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.endpoint}/datasets/{self.repository.name}/commit/{commit.sha}"
         return self.reply({"commitOid": commit.sha, "commitUrl": url})
 
-    def dataset_info(self, _match: re.Match[str]) -> None:
-        files = [{"rfilename": path} for path in sorted(self.commit.files)]
+    def repository_info(self, _match: re.Match[str]) -> None:
+        files = [{"rfilename": path, "size": self.commit.files[path].size} for path in sorted(self.commit.files)]
         about = {"id": self.repository.name, "sha": self.commit.sha, "tags": [], "downloads": 0, "likes": 0}
         self.reply({**about, "private": self.repository.private, "siblings": files})
 
@@ -359,18 +361,18 @@ ROUTES: list[tuple[str, Any]] = [  # "METHOD path" in full
     (r"GET /api/whoami-v2", lambda self, _: self.reply({"name": "tester", "type": "user", "orgs": []})),
     (r"POST /api/repos/create", _Handler.create_repository),
     (r"POST /api/validate-yaml", lambda self, _: self.reply({"errors": [], "warnings": []})),
-    (rf"POST {DATASET}/paths-info/{REVISION}", _Handler.paths_info),
+    (rf"POST {REPOSITORY}/paths-info/{REVISION}", _Handler.paths_info),
     (
-        rf"GET {DATASET}/tree/{REVISION}",
+        rf"GET {REPOSITORY}/tree/{REVISION}",
         lambda self, _: self.reply([f.info(path) for path, f in self.commit.files.items()]),
     ),
-    (rf"POST {DATASET}/preupload/{REVISION}", _Handler.preupload),
-    (r"POST /datasets/(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (rf"POST {REPOSITORY}/preupload/{REVISION}", _Handler.preupload),
+    (rf"POST {PAGE}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (r"PUT /store/(?P<oid>[0-9a-f]{64})", _Handler.lfs_put),
     (r"POST /api/verify", _Handler.lfs_verify),
-    (rf"POST {DATASET}/commit/{REVISION}", _Handler.make_commit),
-    (rf"GET {DATASET}(/revision/{REVISION})?", _Handler.dataset_info),
-    (rf"(GET|HEAD) /datasets/(?P<name>[^/]+/[^/]+)/resolve/{REVISION}/(?P<path>.+)", _Handler.resolve),
+    (rf"POST {REPOSITORY}/commit/{REVISION}", _Handler.make_commit),
+    (rf"GET {REPOSITORY}(/revision/{REVISION})?", _Handler.repository_info),
+    (rf"(GET|HEAD) {PAGE}/resolve/{REVISION}/(?P<path>.+)", _Handler.resolve),
     (
         r"(GET|HEAD) /store/(?P<oid>[0-9a-f]{64})",
         lambda self, match: self.send_file(self.hub.objects[match["oid"]], {}),

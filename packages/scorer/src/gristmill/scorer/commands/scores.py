@@ -207,20 +207,21 @@ def _of(router: Router) -> dict[str, dict[str, Any]]:
 
 
 def _calibrations(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    from gristmill.scorer.heads import bundle
+    from gristmill.scorer.heads.files import check_files, read_calibration, read_scorer
 
     found: dict[str, dict[str, Any]] = {}
     for folder in folders.values():
-        loaded = bundle.load(folder)
-        if loaded.calibration is None:
+        check_files(folder)
+        name, calibration = read_scorer(folder)["rubric"]["name"], read_calibration(folder)
+        if calibration is None:
             raise DataError(f"{folder}: not calibrated, so there are no thresholds to decide by; `scorer calibrate` it")
-        found[loaded.rubric.name] = loaded.calibration
+        found[name] = calibration
     return found
 
 
 def _identity(folders: dict[str, Path]) -> dict[str, str]:
     from gristmill.base.files import sha256_file
-    from gristmill.scorer.heads.bundle import MANIFEST
+    from gristmill.scorer.heads.files import MANIFEST
 
     return {route: sha256_file(folder / MANIFEST) for route, folder in folders.items()}
 

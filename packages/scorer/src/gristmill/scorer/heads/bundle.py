@@ -1,18 +1,14 @@
 """A heads/ folder: everything a score depends on, and a self-test that proves it still gives the same scores here.
 
-scorer.json pins backbone, taps, windows and rubric; manifest.json pins every file. No pickle, no file that is not ours.
-The folder is written beside its place and put there whole, so that a crash leaves the old one or the new one.
+scorer.json pins backbone, taps, windows and rubric; heads and self-test are safetensors; files.py guards them all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,29 +17,24 @@ import torch
 from torch import nn
 
 from gristmill.base.config import from_mapping, to_mapping
-from gristmill.base.errors import DataError, UsageError
-from gristmill.base.files import (
-    atomic_path,
-    read_json,
-    read_object,
-    replace_folder,
-    sha256_file,
-    write_json,
-    write_text,
-)
+from gristmill.base.errors import DataError
+from gristmill.base.files import atomic_path, read_json, write_json, write_text
 from gristmill.scorer.backbone.staged import BackboneIdentity
 from gristmill.scorer.config import TrainConfig
-from gristmill.scorer.heads.calibration import ALL, MINIMUM_UNLABELLED, labels_needed
-from gristmill.scorer.heads.calibration import FORMAT as CALIBRATION_FORMAT
 from gristmill.scorer.heads.card import card
+from gristmill.scorer.heads.files import (
+    CALIBRATION,
+    FORMAT,
+    check_calibration,
+    check_files,
+    read_calibration,
+    read_scorer,
+    replaced,
+    write_manifest,
+)
 from gristmill.scorer.heads.modules import make_judge, make_probe
 from gristmill.scorer.heads.selftest import SelfTest
 from gristmill.scorer.rubric import Rubric, rubric_from_mapping
-
-FORMAT = "gristmill.scorer/2"
-MANIFEST, CALIBRATION = "manifest.json", "calibration.json"
-FILES = ("scorer.json", "heads.safetensors", "selftest.safetensors", "metrics.json", CALIBRATION, "README.md")
-"""All but the manifest; calibration.json is there once the heads are calibrated."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +58,6 @@ def save(bundle: Bundle, folder: Path) -> None:
     Raises:
         UsageError: what stands there holds files that are no bundle's.
     """
-    if strange := _strangers(folder):
-        raise UsageError(f"{folder}: holds {strange[0]}, which is no part of heads; name an empty folder")
     with replaced(folder) as temporary:
         temporary.mkdir(parents=True)
         _write(bundle, temporary)
@@ -91,12 +80,7 @@ def load(folder: Path) -> Bundle:
             calibration gives.
     """
     check_files(folder)
-    where = folder / "scorer.json"
-    values = read_object(where, "train the heads again")
-    if values.get("format") != FORMAT:
-        raise DataError(
-            f"{where}: format {values.get('format')!r}, this version reads {FORMAT!r}; train the heads again"
-        )
+    where, values = folder / "scorer.json", read_scorer(folder)
     rubric = rubric_from_mapping(values["rubric"], str(where))
     if rubric.sha != values["rubric_sha"]:
         raise DataError(f"{where}: the rubric is not the one that its rubric_sha names; train the heads again")
@@ -105,35 +89,11 @@ def load(folder: Path) -> Bundle:
     probe = make_probe(width, dimensions, config)
     judge = make_judge(width, dimensions, config) if values["judge"] else None
     _fill({"probe": probe, "judge": judge}, folder / "heads.safetensors")
-    calibration = None
-    if (folder / CALIBRATION).exists():
-        calibration = read_json(folder / CALIBRATION)
-        check_calibration(calibration, folder / CALIBRATION)
     return Bundle(
         BackboneIdentity(**values["backbone"]), config, rubric, probe.eval(), judge.eval() if judge else None,
         SelfTest.load(folder / "selftest.safetensors"), values["labels_sha"], read_json(folder / "metrics.json"),
-        calibration,
+        read_calibration(folder),
     )  # fmt: skip
-
-
-def check_files(folder: Path) -> None:
-    """That the folder holds what its manifest lists, to the byte, and nothing else but hidden files.
-
-    Raises:
-        DataError: no manifest, a file missing or altered, or one that is no bundle's, such as a pickle.
-    """
-    mend = "fetch the heads again, or train them again"
-    listed: dict[str, Any] = read_object(folder / MANIFEST, mend, files=dict)["files"]
-    if strange := [*_strangers(folder), *sorted(set(listed) - set(FILES))]:
-        raise DataError(f"{folder}: {strange[0]} is no file of a heads folder, which holds safetensors and JSON only")
-    for name in (*FILES, *listed):
-        path, entry = folder / name, listed.get(name)
-        if entry is None and (path.exists() or name != CALIBRATION):
-            raise DataError(f"{path}: not listed in {MANIFEST}; {mend}")
-        if entry is not None and not path.is_file():
-            raise DataError(f"{path}: missing, though {MANIFEST} lists it; {mend}")
-        if entry is not None and (path.stat().st_size, sha256_file(path)) != (entry["bytes"], entry["sha256"]):
-            raise DataError(f"{path}: altered since the heads were written ({MANIFEST} has another hash); {mend}")
 
 
 def check_backbone(bundle: Bundle, found: BackboneIdentity, where: Path) -> None:
@@ -147,27 +107,6 @@ def check_backbone(bundle: Bundle, found: BackboneIdentity, where: Path) -> None
             f"{where}: backbone {found.name} ({found.fingerprint[:12]}) is not the one these heads were trained on: "
             f"{bundle.backbone.name} ({bundle.backbone.fingerprint[:12]}); give that one, or train heads for this"
         )
-
-
-def check_calibration(calibration: Any, path: Path) -> None:
-    """Refuse thresholds that no calibration gives.
-
-    Raises:
-        DataError: another format, a count below the least, or a tau_drop above its tau_keep.
-    """
-    mend = "run `scorer calibrate` again"
-    if not isinstance(calibration, dict) or calibration.get("format") != CALIBRATION_FORMAT:
-        raise DataError(f"{path}: not {CALIBRATION_FORMAT!r}; {mend}")
-    if calibration["mode"] == "certified":
-        needed = labels_needed(calibration["max_false_drop"], calibration["confidence"])
-        if calibration["n_good"] < needed:
-            raise DataError(f"{path}: says certified by {calibration['n_good']} labels, which takes {needed}; {mend}")
-    if (scored := calibration["groups"][ALL]["n"]) < MINIMUM_UNLABELLED:
-        raise DataError(f"{path}: made from {scored} unlabelled documents, {MINIMUM_UNLABELLED} needed; {mend}")
-    for name, group in calibration["groups"].items():
-        if group["tau_drop"] is not None and group["tau_drop"] > group["tau_keep"]:
-            detail = json.dumps({key: group[key] for key in ("tau_drop", "tau_keep")})
-            raise DataError(f"{path}: group {name!r} has tau_drop above tau_keep ({detail}); {mend}")
 
 
 def _write(bundle: Bundle, folder: Path) -> None:
@@ -209,27 +148,7 @@ def _write_calibration(bundle: Bundle, folder: Path) -> None:
         write_json(folder / CALIBRATION, bundle.calibration)
     about = card(bundle.backbone, bundle.config, bundle.rubric, bundle.metrics, bundle.calibration)
     write_text(folder / "README.md", about)
-    paths = [folder / name for name in FILES if (folder / name).exists()]
-    listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths}
-    write_json(folder / MANIFEST, {"format": FORMAT, "files": listed})
-
-
-@contextlib.contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write, which then takes the place of `folder`."""
-    temporary = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        yield temporary
-        replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _strangers(folder: Path) -> list[str]:
-    if not folder.exists():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in (*FILES, MANIFEST))
+    write_manifest(folder)
 
 
 def _fill(heads: Mapping[str, nn.Module | None], path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gristmill.base.errors import DataError, GristmillError, UsageError
 from gristmill.scorer.backbone.hub import ADDRESS
-from gristmill.scorer.heads.bundle import FILES, MANIFEST, check_files, replaced
+from gristmill.scorer.heads.files import FILES, MANIFEST, check_files, replaced
 
 NAMES = (*FILES, MANIFEST)
 # Heads on the widest backbones are some ten million numbers; a repository that says more is no heads folder.
@@ -53,8 +53,6 @@ def pull(address: str | Path, folder: Path) -> None:
         UsageError: something stands there that is no heads folder; and as of locate().
         DataError: the files are not those that their manifest lists.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise UsageError(f"{folder}: there are files already that are no heads; name an empty folder")
     source = _download(parse(address))
     with replaced(folder) as temporary:
         temporary.mkdir(parents=True)

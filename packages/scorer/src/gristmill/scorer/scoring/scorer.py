@@ -257,8 +257,9 @@ class Scorer:
         quality_N = np.where(decided_N, judge_N, chunk.quality_N)
         window_M = rubric.quality(np.where(decided_N[chunk.owner_M][:, None], chunk.judge_MD, chunk.probe_MD))
         least_N, greatest_N = np.full(len(documents), np.inf), np.full(len(documents), -np.inf)
-        np.minimum.at(least_N, chunk.owner_M, window_M)
-        np.maximum.at(greatest_N, chunk.owner_M, window_M)
+        with np.errstate(invalid="ignore"):
+            np.minimum.at(least_N, chunk.owner_M, window_M)
+            np.maximum.at(greatest_N, chunk.owner_M, window_M)
         for i in np.flatnonzero(~np.isfinite(quality_N)):
             chunk.reasons.setdefault(int(i), NOT_FINITE)
         unscored_N = np.isin(documents, list(chunk.reasons))
