@@ -32,9 +32,10 @@ class TrainConfig:
     pooling: Literal["attention", "mean"] = "attention"
     """How the probe sums up a window: by learned queries, or a linear map of the mean, in closed form."""
     queries: int = 4
-    epochs: int = 15
+    epochs: int = 12
     patience: int = 3
     learning_rate: float = 1e-3
+    """Of attention pooling, as is the number of epochs; patience is everyone's."""
     weight_decay: float = 0.01
     huber: float = 1.5
     """Errors above it count linearly; in standard deviations of each dimension's scores."""
@@ -42,8 +43,9 @@ class TrainConfig:
     judge_kind: Literal["best", "encoder", "attention"] = "best"
     """A small encoder, a probe at the deeper tap, or whichever of the two orders the select split better."""
     judge_width: int = 128
-    judge_epochs: int = 12
+    judge_epochs: int = 10
     judge_learning_rate: float = 1e-3
+    """Both of the encoder."""
     judge_gain: float = 0.02
     """Spearman of quality on select that the judge must add to the probe's, or it is not shipped."""
 

@@ -83,7 +83,7 @@ def train_heads(
             "windows": len(documents_M), "not_finite": left_out, "mean_pool_spearman": _rho(head, probe, task),
         }  # fmt: skip
         if config.pooling == "attention":
-            trained = _attention(probe, mean, task, config.learning_rate, config.epochs, "probe")
+            trained = _attention(probe, mean, task, "probe")
             head = _finished(trained, task)
         report["probe_spearman"] = _rho(head, probe, task)
         kind, shipped, found = _judge(judge, task, report["probe_spearman"])
@@ -105,8 +105,7 @@ def _judge(states: States, task: _Task, probe_rho: float) -> tuple[JudgeKind, nn
     heads, rhos = {}, {}
     for kind in kinds:
         if kind == "attention":
-            rate, epochs = config.judge_learning_rate, config.judge_epochs
-            trained = _attention(states, _mean_pool(states, task), task, rate, epochs, "judge (attention)")
+            trained = _attention(states, _mean_pool(states, task), task, "judge (attention)")
         else:
             trained = _encoder(states, task)
         heads[kind] = _finished(trained, task)
@@ -208,12 +207,13 @@ def _mean_pool(states: States, task: _Task) -> MeanPool:
     return head
 
 
-def _attention(states: States, mean: MeanPool, task: _Task, rate: float, epochs: int, label: str) -> AttentionPool:
+def _attention(states: States, mean: MeanPool, task: _Task, label: str) -> AttentionPool:
     """Attention pooling that starts as the linear map of the mean, so that it is never worse on select."""
-    torch.manual_seed(task.config.seed)
-    head = AttentionPool(states.means_MD.shape[1], len(task.mean_D), task.config.queries)
+    config = task.config
+    torch.manual_seed(config.seed)
+    head = AttentionPool(states.means_MD.shape[1], len(task.mean_D), config.queries)
     head.begin_as(mean)
-    _fit(head, states, task, rate, epochs, label)
+    _fit(head, states, task, config.learning_rate, config.epochs, label)
     return head
 
 
