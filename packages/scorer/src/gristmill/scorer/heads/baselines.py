@@ -25,7 +25,7 @@ FASTTEXT_SETTINGS = {
     "thread": 1, "seed": 0, "verbose": 0,
 }  # fmt: skip
 FASTTEXT_CHARACTERS = 6000  # about what three windows of 512 tokens read
-FOLDS = 3
+FOLDS = 2
 MINIMUM_CLASS = 10  # good documents, and others, below which nothing is learnt
 # What fastText gives a special meaning to: its labels, and the end of a line.
 _MARKS = re.compile(r"__label__|</s>")

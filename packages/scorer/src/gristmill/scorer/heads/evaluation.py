@@ -78,9 +78,12 @@ def evaluate_splits(
     their own, NaN where they lack a document.
     """
     fit = labels.take(labels.splits == "fit")
-    texts_known = fasttext_quality(fit, labels.texts, rubric) if len(fit) else None
     rows = {split: (labels.splits == split) & np.isfinite(_quality(predictions["probe"], rubric)) for split in splits}
     tokens_N = document_tokens(lengths_N, labels.texts, config.windows * config.window_tokens)
+    worded_N = np.full(len(labels), np.nan)
+    asked = np.flatnonzero(np.any(list(rows.values()), axis=0))
+    if len(fit) and (quality_N := fasttext_quality(fit, [labels.texts[i] for i in asked], rubric)) is not None:
+        worded_N[asked] = quality_N
     found: dict[str, Any] = {}
     for split in splits:
         mask_N = rows[split]
@@ -90,8 +93,8 @@ def evaluate_splits(
         every = {name: predicted[mask_N] for name, predicted in predictions.items()}
         if len(fit):
             every |= baselines(fit, lengths_N[labels.splits == "fit"], own, lengths_N[mask_N])
-        if texts_known is not None:
-            every[FASTTEXT] = texts_known[mask_N]
+            if np.isfinite(worded_N[mask_N]).all():
+                every[FASTTEXT] = worded_N[mask_N]
         every |= {name: score_N[mask_N] for name, score_N in (others or {}).items()}
         report = _evaluate(own, tokens_N[mask_N], every, rubric, config.seed, set(others or {}))
         heads = [name for name in HEADS if name in predictions]
