@@ -24,16 +24,17 @@ from gristmill.datapipe.workflow.options import RunOptions
 from gristmill.datapipe.workflow.plan import table
 from gristmill.datapipe.workflow.runner import Runner
 from gristmill.datapipe.workflow.stage import Node
-from gristmill.scorer.config import CalibrationConfig
+from gristmill.scorer.backbone.hub import local_folder
+from gristmill.scorer.config import CalibrationConfig, ScoringConfig
 from gristmill.scorer.config import TrainConfig as HeadsConfig
 from gristmill.scorer.rubric import load_rubric
 from gristmill.shards.remote import places
 from measures import ModelConfigs, measuring_stages
-from nodes import Grade, GradeConfig, Heads, Sample, SampleConfig, Score
+from nodes import Drift, Grade, GradeConfig, Heads, Sample, SampleConfig, Score, Thresholds, heads_of
 
 HERE = Path(__file__).resolve().parent
-REPLIES = Path("labels", ".replies")
-"""Hidden, as no output: hashes and comparisons of run folders pass it over."""
+REPLIES, FEATURES = Path("labels", ".replies"), Path("labels", ".features")
+"""Hidden, as no output: hashes and comparisons of run folders pass them over."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class PipelineConfig(DuplicateConfigs, ModelConfigs, RunOptions):
     oracle: str = ""
     """Grades a sample: a model folder for vLLM in process, or http(s)://HOST/v1#MODEL of a running server."""
     backbone: Path | None = None
-    """Model folder whose frozen layers carry the heads (needed with --oracle), and find semantic duplicates."""
+    """Model folder, or hf://ORG/NAME[@REVISION], whose frozen layers carry the heads (needed with --oracle), and find
+    semantic duplicates."""
     rubric: Path = HERE / "rubrics" / "general.toml"
     """What the oracle is asked of each document; the heads learn its grades."""
     rubrics: dict[str, Path] = field(default_factory=dict)
-    """By source: another rubric for its documents, as code.toml for code. Their labels are kept; the heads are
-    trained without them."""
+    """By source: another rubric for its documents, as code.toml for code. Each rubric has its own heads, which need
+    labels enough of its sources."""
     publish: str = ""
     """Where the shards go: a folder, file://..., or hf://datasets/ORG/NAME. Empty: RUN/published."""
     tokenizer: Path | None = None
@@ -73,6 +75,9 @@ class PipelineConfig(DuplicateConfigs, ModelConfigs, RunOptions):
     sample: SampleConfig = field(default_factory=SampleConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    fail_drift: bool = False
+    """End the run where a source's scores are not distributed as when its thresholds were set; drift/ says which."""
     pack: PackConfig = field(default_factory=PackConfig)
     oracle_threads: int = 2
     oracle_tokens: int = 256
@@ -120,29 +125,35 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
         if config.tokenizer
         else TrainTokenizer(config.bpe, policy.edit)
     )
+    backbone = local_folder(config.backbone).resolve() if config.backbone else None
     nodes: list[Node] = [
         *measuring_stages(policy, config),
-        *duplicate_stages(policy, config, config.backbone),
+        *duplicate_stages(policy, config, backbone),
         tokenizer,
         Tokenise(policy.edit),
     ]
     extra = ["language"]
     if scored:
-        assert config.backbone is not None
-        rubric = load_rubric(config.rubric)
-        rubrics = {source: load_rubric(path) for source, path in config.rubrics.items()}
+        assert backbone is not None
+        by_source = {"": load_rubric(config.rubric)}
+        by_source |= {source: load_rubric(path) for source, path in config.rubrics.items()}
+        distinct = list({rubric.sha: rubric for rubric in by_source.values()}.values())
+        if len({rubric.name for rubric in distinct}) < len(distinct):
+            raise UsageError("--rubric and --rubrics name different rubrics that have the same name; rename one")
+        routes = {source: heads_of(rubric) for source, rubric in by_source.items()}
+        features = config.output.absolute() / FEATURES
         nodes += [
             Select(policy.before("scores"), "survivors", "survivors"),
             Sample(config.sample),
-            Grade(
-                _absolute(config.oracle), {"": rubric, **rubrics}, _grading(config), config.output.absolute() / REPLIES
-            ),
-            Heads(config.backbone.resolve(), rubric, config.heads, config.calibration),
-            Score(config.backbone.resolve()),
+            Grade(_absolute(config.oracle), by_source, _grading(config), config.output.absolute() / REPLIES),
+            *(Heads(backbone, one, by_source, config.heads, config.calibration, features) for one in distinct),
+            Thresholds(routes),
+            Score(backbone, routes, config.scoring),
+            Drift(distinct, config.fail_drift),
         ]
         extra.append("scores")
     nodes += [
-        Select(policy, heads=scored),
+        Select(policy, calibrated=scored),
         DuplicateReport([name for name in CLUSTERED if any(node.name == name for node in nodes)]),
         Pack("shards_filtered", "shards/filtered", config.pack, "selection", extra, mixtures),
         Publish("shards_filtered", _place(config.publish)),

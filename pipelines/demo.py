@@ -106,7 +106,7 @@ def findings(run: Path, page: Path, seconds: float) -> list[str]:
     """What the run found, in ten lines, honest about whether filtering helped."""
     record, funnel = read_json(run / "run.json"), read_json(run / "selection" / "funnel.json")
     calibration, comparison = (
-        read_json(run / "heads" / "calibration.json"),
+        read_json(run / "heads" / "general" / "calibration.json"),
         read_json(run / "comparison" / "comparison.json"),
     )
 
@@ -119,7 +119,7 @@ def findings(run: Path, page: Path, seconds: float) -> list[str]:
     largest = sorted(drops, key=lambda rule: -drops[rule])[:4]
     (documents, tokens), (kept, kept_tokens) = left(steps[0]), left(steps[-1])
     counts = {node["name"]: node["counts"] for node in record["nodes"]}
-    heads = counts["heads"]
+    heads = counts["heads_general"]
     lines = [
         f"documents   {documents:,} in, {kept:,} kept ({kept / documents:.0%}), "
         f"{record['quarantine']['total']:,} quarantined",

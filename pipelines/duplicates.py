@@ -62,7 +62,7 @@ def duplicate_stages(policy: Policy, config: DuplicateConfigs, backbone: Path | 
                 f"policy {policy.name!r} reads semantic: give --backbone, the model folder that makes states"
             )
         among = _looked_at(policy, "semantic")
-        nodes += [among, States(backbone.resolve(), config.states, among.name), *semantic_nodes(setup["semantic"])]
+        nodes += [among, States(backbone, config.states, among.name), *semantic_nodes(setup["semantic"])]
     kinds: dict[str, Callable[..., list[Node]]] = {
         "lines": line_nodes, "paragraphs": paragraph_nodes, "substrings": substring_nodes,
     }  # fmt: skip

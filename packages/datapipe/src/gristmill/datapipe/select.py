@@ -29,11 +29,11 @@ class Select(Step):
     version = 2
 
     def __init__(
-        self, policy: Policy, name: str = "selection", folder: str = "selection", heads: bool = False,
+        self, policy: Policy, name: str = "selection", folder: str = "selection", calibrated: bool = False,
         tokens: bool = True,
     ) -> None:  # fmt: skip
         self.name, self.folder, self.config = name, folder, policy.asking() if tokens else policy
-        extra = (*(("tokens",) if tokens else ()), *policy.annotations(), *(("heads",) if heads else ()))
+        extra = (*(("tokens",) if tokens else ()), *policy.annotations(), *(("thresholds",) if calibrated else ()))
         self.requires = tuple(dict.fromkeys(("documents", *extra)))
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
@@ -84,7 +84,8 @@ def apply(policy: Policy, inputs: Inputs) -> Decision:
     Raises:
         GristmillError: the policy reads a column that the run has not, or a threshold that calibration did not find.
     """
-    groups = read_json(inputs.folders["heads"] / "calibration.json")["groups"] if "heads" in inputs.folders else {}
+    thresholds = inputs.folders.get("thresholds")
+    groups = read_json(thresholds / "calibration.json")["groups"] if thresholds else {}
 
     def column(annotation: str, name: str) -> pa.ChunkedArray:
         try:
