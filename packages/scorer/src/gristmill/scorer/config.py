@@ -33,7 +33,7 @@ class TrainConfig:
     """How the probe sums up a window: by learned queries, or a linear map of the mean, in closed form."""
     queries: int = 4
     epochs: int = 12
-    patience: int = 3
+    patience: int = 6
     learning_rate: float = 1e-3
     """Of attention pooling, as is the number of epochs; patience is everyone's."""
     weight_decay: float = 0.01

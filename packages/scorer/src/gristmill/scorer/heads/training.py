@@ -8,6 +8,7 @@ probe. Shapes: N documents, M windows, D dimensions, B batch, S sequence, W widt
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -254,7 +255,7 @@ def _fit(head: nn.Module, states: States, task: _Task, rate: float, epochs: int,
         for name, rows in task.rows.items()
     }
     steps = epochs * len(packed["fit"])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=max(steps, 2), pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
     generator = np.random.default_rng([config.seed, 0xF1])
     best, best_loss, waited = copy.deepcopy(head.state_dict()), _select_loss(head, states, packed["select"], task), 0
     with Progress(f"train {label}", total=epochs, unit="epochs") as progress:
@@ -276,6 +277,12 @@ def _fit(head: nn.Module, states: States, task: _Task, rate: float, epochs: int,
                 if waited >= config.patience:
                     break
     head.load_state_dict(best)
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """A tenth of the steps up from zero, then down along a cosine."""
+    warm = steps / 10
+    return (step + 1) / (warm + 1) if step < warm else (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
 
 @torch.inference_mode()
