@@ -1,9 +1,8 @@
-"""Heads learn what is there, a bundle scores the same wherever it is loaded, and no document knows its neighbours."""
+"""From labels to scores: heads learn what is there, the same each time, and see what stands at the end of a text."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +16,12 @@ import torch
 from gristmill.base import cli as base_cli
 from gristmill.base.config import to_mapping
 from gristmill.base.errors import DataError
-from gristmill.base.files import read_json, write_json
-from gristmill.scorer import cli
+from gristmill.base.files import read_json
+from gristmill.scorer.backbone.states import Tokens
 from gristmill.scorer.backbone.tiny import write_tiny
+from gristmill.scorer.commands import heads as commands
+from gristmill.scorer.commands import scores
 from gristmill.scorer.config import CalibrationConfig, TrainConfig
-from gristmill.scorer.heads import bundle
-from gristmill.scorer.heads.calibration import ALL
 from gristmill.scorer.heads.distil import train_bundle
 from gristmill.scorer.heads.thresholds import calibrate_bundle
 from gristmill.scorer.rubric import rubric_from_mapping
@@ -84,33 +83,6 @@ def trained(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def with_judge(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose judge ships whatever it is worth, so that the second stage runs."""
-    folder = tmp_path_factory.mktemp("judged") / "heads"
-    train_bundle(
-        labels(300), RUBRIC, backbone, folder, TrainConfig(**{**CONFIG.__dict__, "judge_gain": -2.0, "epochs": 6})
-    )
-    group = {
-        "n": 1,
-        "target": 0.3,
-        "keep_rate": 0.3,
-        "tau_keep": 0.5,
-        "tau_drop": 0.45,
-        "exit_rate": 0.4,
-        "deciles": [],
-    }
-    write_json(
-        folder / "calibration.json",
-        {
-            "format": "gristmill.calibration/1",
-            "mode": "expected",
-            "groups": {ALL: group, "open": group | {"tau_drop": None}},
-        },
-    )
-    return folder
-
-
 def test_heads_learn_the_planted_signal_and_beat_the_baselines(trained: Path) -> None:
     metrics = read_json(trained / "metrics.json")
     for split in ("select", "audit"):
@@ -169,84 +141,17 @@ def test_round_trip_and_scores_in_input_order(trained: Path, backbone: Path) -> 
     assert rows[0]["judge"] is None and rows[1]["exit"] is None and rows[0]["exit"] is False
 
 
-@pytest.mark.parametrize("early_exit", [False, True])
-def test_scores_do_not_depend_on_batch_mates(with_judge: Path, backbone: Path, early_exit: bool) -> None:
-    scorer = Scorer.load(with_judge, backbone)
-    generator = np.random.default_rng(6)
-    texts = [document(generator.random(), int(generator.integers(1, 64)), generator) for _ in range(60)]
-    together = scorer.score(texts, early_exit=early_exit)
-    backwards = scorer.score(texts[::-1], early_exit=early_exit)
-    alone = pa.concat_tables([scorer.score([text], early_exit=early_exit) for text in texts])
-    for column in together.column_names:
-        values = np.array([x.cast(pa.float64()).to_numpy() for x in (together[column], alone[column])])
-        assert np.allclose(values[0], values[1], atol=1e-4, equal_nan=True), column
-        assert np.allclose(values[0], backwards[column].cast(pa.float64()).to_numpy()[::-1], atol=1e-4, equal_nan=True)
-
-
-def test_exits_follow_the_source_and_are_really_spared_the_second_stage(with_judge: Path, backbone: Path) -> None:
-    scorer = Scorer.load(with_judge, backbone)
-    generator = np.random.default_rng(7)
-    texts = [document(share, 40, generator) for share in np.linspace(0.02, 0.98, 40)]
-    scored = scorer.score(texts, ["unknown"] * 40).to_pylist()
-    for row in scored:
-        assert row["exit"] == (row["probe"] < 0.45)
-        assert (row["judge"] is None) == row["exit"]
-        assert row["quality"] == (row["probe"] if row["exit"] else row["judge"])
-    exits = sum(row["exit"] for row in scored)
-    assert 5 < exits < 35
-    work = scorer.counters
-    assert work.block_tokens == 2 * work.padded_tokens + 2 * 41 * (40 - exits)
-    assert work.saved == pytest.approx(exits / 40 * 0.5) and work.padding_waste == 0.0
-    assert not any(row["exit"] for row in scorer.score(texts, ["open"] * 40).to_pylist())
-
-
-def test_unstaged_backbones_score_the_same_rows(tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path / "gpt2", "gpt2", layers=4)
-    config = TrainConfig(**{**CONFIG.__dict__, "judge_gain": -2.0, "epochs": 1, "judge_epochs": 1})
-    train_bundle(labels(80), RUBRIC, folder, tmp_path / "heads", config)
-    scorer = Scorer.load(tmp_path / "heads", folder)
-    assert not scorer.backbone.staged
-    assert all(row["judge"] is not None for row in scorer.score(["some text", "more text"]).to_pylist())
-
-
-def test_another_backbone_is_refused(trained: Path, tmp_path: Path) -> None:
-    other = write_tiny(tmp_path / "other", "llama", seed=1, layers=4)
-    with pytest.raises(DataError, match="is not the one these heads were trained on"):
-        Scorer.load(trained, other)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "said"),
-    [
-        ("scorer.json", {"format": "gristmill.scorer/9"}, "train the heads again"),
-        ("scorer.json", {"labels_sha": "0"}, "written with another scorer.json"),
-        ("calibration.json", {"format": "other"}, "run `scorer calibrate` again"),
-    ],
-)
-def test_altered_bundles_are_refused(trained: Path, tmp_path: Path, name: str, change: dict, said: str) -> None:
-    folder = Path(shutil.copytree(trained, tmp_path / "heads"))
-    write_json(folder / name, read_json(folder / name) | change)
-    with pytest.raises(DataError, match=said):
-        bundle.load(folder)
-
-
-def test_selftest_mismatch_is_refused(trained: Path, backbone: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "heads"
-    loaded = bundle.load(trained)
-    with torch.no_grad():
-        loaded.probe.get_parameter("output.bias").add_(0.01)
-    bundle.save(loaded, folder)
-    with pytest.raises(DataError, match=r"self-test of the probe is off by 0\.01"):
-        Scorer.load(folder, backbone)
-
-
-def test_inverted_thresholds_are_refused(trained: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(trained, tmp_path / "heads"))
-    calibration = read_json(folder / "calibration.json")
-    calibration["groups"]["web"] |= {"tau_drop": 0.9, "tau_keep": 0.2}
-    write_json(folder / "calibration.json", calibration)
-    with pytest.raises(DataError, match="'web' has tau_drop above tau_keep"):
-        bundle.load(folder)
+def test_garbage_in_the_last_third_is_seen_in_windows_and_not_in_a_beginning(trained: Path, backbone: Path) -> None:
+    generator = np.random.default_rng(8)
+    clean = [document(0.9, 190, generator) for _ in range(30)]
+    spoilt = [text[:126] + "#" * 64 for text in clean]
+    scorer = Scorer.load(trained, backbone)
+    assert not any(least < 0.5 for least in scorer.score(clean)["least"].to_pylist())
+    assert sum(least < 0.5 for least in scorer.score(spoilt)["least"].to_pylist()) >= 0.9 * len(spoilt)
+    one, other = scorer.score(clean).to_pylist(), scorer.score(spoilt).to_pylist()
+    assert all(b["quality"] < a["quality"] and b["greatest"] > 0.5 for a, b in zip(one, other, strict=True))
+    scorer.tokens = Tokens(backbone, 1, 64, windows=1)
+    assert scorer.score(clean)["quality"].equals(scorer.score(spoilt)["quality"])
 
 
 def test_labels_of_another_rubric_are_refused(backbone: Path, tmp_path: Path) -> None:
@@ -264,15 +169,14 @@ def test_commands_from_labels_to_scores(backbone: Path, tmp_path: Path, capsys: 
     )
     (tmp_path / "calibration.toml").write_text("max_false_drop = 0.05\nallow_uncertified = true\n[keep]\ncode = 0.5\n")
     heads, common = str(tmp_path / "heads"), ["--backbone", str(backbone)]
-    commands = {
-        "train-heads": base_cli.typed(cli.train_heads, "scorer train-heads"),
-        "calibrate": base_cli.typed(cli.calibrate, "scorer calibrate"),
-        "score": base_cli.typed(cli.score, "scorer score"),
-        "inspect": cli._inspect,
-    }
+    functions = {
+        "train-heads": commands.train_heads, "calibrate": commands.calibrate, "score": scores.score,
+        "inspect": commands.inspect, "selftest": commands.selftest,
+    }  # fmt: skip
+    typed = {name: base_cli.typed(function, f"scorer {name}") for name, function in functions.items()}
 
     def run(*arguments: object) -> int:
-        return base_cli.run("scorer", commands, "about", [str(argument) for argument in arguments])
+        return base_cli.run("scorer", typed, "about", [str(argument) for argument in arguments])
 
     labelled = ("--labels", tmp_path / "labels.parquet")
     assert run("train-heads", *labelled, *common, "--output", heads, "--config", tmp_path / "heads.toml") == 0
@@ -287,6 +191,8 @@ def test_commands_from_labels_to_scores(backbone: Path, tmp_path: Path, capsys: 
     assert run("inspect", heads) == 0
     shown = capsys.readouterr().out
     assert "UNCERTIFIED" in shown and "source mean" in shown
+    assert run("selftest", heads, *common) == 0
+    assert "cut at its taps" in capsys.readouterr().out
     (tmp_path / "bad.jsonl").write_text('{"id": "1", "text": "fine"}\n{"id": "2", "text": 7}\n')
     assert run("score", "--heads", heads, *common, "--input", tmp_path / "bad.jsonl", "--output", output) == 3
     assert "bad.jsonl: row 2: field text" in capsys.readouterr().err
