@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from gristmill.base.progress import Progress
+from gristmill.scorer.backbone.hub import local_folder
 from gristmill.scorer.backbone.staged import StagedBackbone
 from gristmill.scorer.backbone.states import Tokens, batches, head_input, pad
 from gristmill.scorer.config import PooledConfig
@@ -26,16 +27,15 @@ class Pooler:
         self.backbone, self._tokens, self._batch_tokens = backbone, tokens, batch_tokens
 
     @classmethod
-    def load(cls, folder: Path, config: PooledConfig) -> Pooler:
-        """Load the first blocks of a Hugging Face model folder.
+    def load(cls, backbone: str | Path, config: PooledConfig) -> Pooler:
+        """Load the first blocks of a Hugging Face model: its folder, or its address on the Hub.
 
         Raises:
             UsageError: no model in the folder, an unknown dtype or device, or fewer blocks than `config.block`.
         """
-        block = config.block
-        backbone = StagedBackbone.load(folder, (block, block), config.dtype, config.threads, device=config.device)
-        tokens = Tokens(folder, backbone.identity.first_token, config.max_tokens, 1)
-        return cls(backbone, tokens, config.batch_tokens)
+        folder, block = local_folder(backbone), config.block
+        staged = StagedBackbone.load(folder, (block, block), config.dtype, config.threads, device=config.device)
+        return cls(staged, Tokens(folder, staged.identity.first_token, config.max_tokens, 1), config.batch_tokens)
 
     @property
     def width(self) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from gristmill.base.errors import DataError
 from gristmill.scorer.backbone.cache import FeatureCache
+from gristmill.scorer.backbone.hub import local_folder
 from gristmill.scorer.backbone.staged import StagedBackbone, identify
 from gristmill.scorer.backbone.states import Tokens, average_windows, flatten
 from gristmill.scorer.config import TrainConfig
@@ -33,7 +34,7 @@ SELFTEST_ROWS, SELFTEST_TOKENS = 8, 32
 def train_bundle(
     table: pa.Table,
     rubric: Rubric,
-    backbone_dir: Path,
+    backbone: str | Path,
     output: Path,
     config: TrainConfig,
     cache: Path | None = None,
@@ -42,18 +43,21 @@ def train_bundle(
     """Train heads on graded documents and write `output`; not yet calibrated.
 
     table: labels, see Labels.of(). Flagged documents, which may have talked their grader into a grade, teach and choose
-    nothing; they stay where heads are judged and certified, as scoring meets such text too. cache: a folder that keeps
-    what the backbone made of each window, so that only new text is run through it; without one that is kept beside the
-    output while it is needed. audit: the content of an audit.json, for the noise ceiling.
+    nothing; they stay where heads are judged and certified, as scoring meets such text too. backbone: a folder, or its
+    address on the Hub. cache: a folder that keeps what the backbone made of each window, so that only new text is run
+    through it; without one that is kept beside the output while it is needed. audit: the content of an audit.json, for
+    the noise ceiling.
 
     Raises:
+        UsageError: no such backbone, or it has not as many blocks as the taps.
         DataError: a column is missing, grades of another rubric, too few graded documents, a dimension without a grade,
             or a file of the cache is damaged.
     """
     labels = Labels.of(table, rubric)
     labels.scores_ND[labels.flagged_N & np.isin(labels.splits, ("fit", "select"))] = np.nan
-    identity = identify(backbone_dir)
-    tokens = Tokens(backbone_dir, identity.first_token, config.window_tokens, config.windows)
+    folder = local_folder(backbone)
+    identity = identify(folder)
+    tokens = Tokens(folder, identity.first_token, config.window_tokens, config.windows)
     # The certify split is left alone: its predictions come from the deployed scorer, in calibrate_bundle().
     rows, documents_M = flatten(
         tokens([None if split == "certify" else text for text, split in zip(labels.texts, labels.splits)])
@@ -63,12 +67,12 @@ def train_bundle(
 
     def load(probe: int, judge: int) -> StagedBackbone:
         return StagedBackbone.load(
-            backbone_dir, (probe, judge), config.dtype, config.threads, identity, config.device, config.attention
+            folder, (probe, judge), config.dtype, config.threads, identity, config.device, config.attention
         )
 
     metrics: dict[str, Any] = {}
-    with _folder(cache, output) as folder:
-        features = FeatureCache(folder, identity, config, lambda tap: load(tap, tap))
+    with _folder(cache, output) as kept:
+        features = FeatureCache(kept, identity, config, lambda tap: load(tap, tap))
         if config.taps == "sweep":
             taps = candidates(identity.layers)
             pools_MKW = features.pools(rows, taps)
@@ -92,7 +96,10 @@ def train_bundle(
     metrics["splits"] = evaluate_splits(labels, lengths_N, predictions, rubric, config, audit=audit)
     metrics["exits"] = evaluate_exits(labels, predictions, rubric, config.chosen_taps, identity.layers)
     shown = [row[:SELFTEST_TOKENS] for row in rows[:SELFTEST_ROWS]]
-    selftest = make_selftest(load(*config.chosen_taps), heads.probe, heads.judge, shown)
+    staged = load(*config.chosen_taps)
+    for head in filter(None, (heads.probe, heads.judge)):
+        head.to(staged.device)
+    selftest = make_selftest(staged, heads.probe, heads.judge, shown)
     bundle = Bundle(identity, config, rubric, heads.probe, heads.judge, selftest, labels.sha(), metrics)
     bundles.save(bundle, output)
     return bundle

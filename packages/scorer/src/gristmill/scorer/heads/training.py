@@ -122,7 +122,7 @@ def _judge(states: States, task: _Task, probe_rho: float) -> tuple[JudgeKind, nn
     return best, heads[best] if shipped else None, report
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     head: nn.Module, states: States, documents_M: np.ndarray, count: int, rubric: Rubric, config: TrainConfig
 ) -> np.ndarray:
