@@ -111,7 +111,7 @@ def test_the_score_axis_covers_the_data_and_every_threshold(run: Path, tmp_path:
     quality = collect(narrow).scores["heads"][0]
     assert 0.3 < quality["low"] < 0.35 and 0.5 < quality["high"] < 0.51  # tau_keep: 0.35 of papers, 0.5 of web
     assert quality["beyond"] >= 3 and sum(quality["groups"][0]["documents"]) == 3000
-    calibration = narrow / "heads/calibration.json"
+    calibration = narrow / "thresholds/calibration.json"
     calibration.unlink()
     quality = collect(narrow).scores["heads"][0]
     assert 0.41 < quality["low"] < 0.43 and 0.47 < quality["high"] < 0.49
@@ -175,18 +175,52 @@ def test_a_comparison_that_cannot_be_understood_says_where(run: Path, tmp_path: 
     assert "'superb' is none of better" in collect(tmp_path).comparison["error"]
 
 
-def test_heads_are_one_table_per_split_with_quality_last(run: Path) -> None:
+def test_heads_are_told_by_bundle_and_split_with_the_numbers_of_metrics_json(run: Path) -> None:
     heads = collect(run).heads
-    assert heads["training"]["judge_shipped"] and heads["training"]["reason"].startswith("judge - probe")
-    select = heads["splits"][0]
-    assert select["predictors"] == ["probe", "constant"]
-    assert [row["name"] for row in select["rows"]] == ["coherence", "factual", "quality"]
-    assert select["rows"][0]["cells"]["probe"] == {"spearman": 0.83, "ci95": [0.79, 0.86], "mae": 0.1, "qwk": 0.6}
-    assert select["rows"][2]["cells"]["constant"]["spearman"] is None
-    calibration = heads["calibration"]
-    assert [group["name"] for group in calibration["groups"]] == ["web", "code", "(all)"]
-    assert calibration["certificate"]["n_good"] == 60 and calibration["certificate"]["mode"] == "certified"
-    assert "deciles" not in calibration["groups"][0]
+    assert [bundle["name"] for bundle in heads["bundles"]] == ["general", "code"]
+    for bundle in heads["bundles"]:
+        written = json.loads((run / "heads" / bundle["name"] / "metrics.json").read_text())
+        assert bundle["training"]["judge_shipped"] and bundle["training"]["reason"].startswith(
+            "judge (encoder) - probe"
+        )
+        assert [split["name"] for split in bundle["splits"]] == ["audit", "select"]
+        split, source = bundle["splits"][0], written["splits"]["audit"]
+        rows = {row["name"]: row for row in split["predictors"]}
+        assert list(rows) == list(source["predictors"]) and rows["judge"]["head"] and not rows["fasttext"]["head"]
+        for name, row in rows.items():
+            quality = source["predictors"][name]["quality"]
+            assert (row["spearman"], row["mae_ci95"]) == (quality["spearman"], quality["mae_ci95"])
+            assert row["auroc"] == source["decision"][name]["auroc"]
+        assert split["head"] == "judge" and {one["name"] for one in split["against"]} >= {"log length", "fasttext"}
+        assert [row["name"] for row in split["dimensions"]] == ["clear", "deep", "factual"]
+        assert split["dimensions"][0]["ceiling"] == source["ceiling"]["clear"]["ceiling"]
+        assert {row["by"] for row in split["slices"]} == {"source", "language", "length"}
+        assert [one["head"] for one in split["reliability"]] == ["judge", "probe"]
+        assert len(split["chances"]) == 3 and split["chances"][0]["levels"][0]["level"] == "1"
+        curve = bundle["exits"]["splits"][0]
+        assert curve["saved_full"] == written["exits"]["splits"]["audit"]["saved_full"] and curve["n_good"] > 50
+
+
+def test_thresholds_stand_with_their_bundle_and_as_applied_with_the_scores(run: Path) -> None:
+    data = collect(run)
+    general, code = (bundle["calibration"] for bundle in data.heads["bundles"])
+    assert [group["name"] for group in general["groups"]] == ["papers", "web", "(all)"]
+    assert [group["name"] for group in code["groups"]] == ["code", "(all)"]
+    assert general["certificate"]["mode"] == "certified" and "deciles" not in general["groups"][0]
+    assert general["groups"][0]["drop_parent"] is None and general["groups"][0]["oracle"]["upper"] <= 0.05
+    drift = {row["source"]: row["drifted"] for row in data.heads["drift"]["sources"]}
+    assert set(drift) == {"web", "papers", "code"} and drift["code"]
+
+
+def test_a_bundle_without_thresholds_or_drift_says_what_makes_them(run: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "run"
+    shutil.copytree(run, partial)
+    (partial / "heads/code/calibration.json").unlink()
+    shutil.rmtree(partial / "drift")
+    heads = collect(partial).heads
+    missing = {"missing": "heads/code/calibration.json", "made_by": "scorer calibrate"}
+    assert "groups" in heads["bundles"][0]["calibration"] and heads["bundles"][1]["calibration"] == missing
+    assert heads["drift"] == {"missing": "drift/drift.json", "made_by": "the drift step"}
 
 
 def test_published_shards_are_counted_as_their_manifests_do(run: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.support.measured_heads import write_heads
 
 from gristmill.base.errors import UsageError
 from gristmill.report.page import STATIC, build, render
@@ -202,19 +203,8 @@ def _labels_and_heads(
     groups = {"(all)": {**rates, "tau_drop": None, "tau_keep": 0.35}} | {
         name: {**rates, "tau_drop": 0.22, "tau_keep": 0.5 - 0.05 * index} for index, name in enumerate(SOURCES[:2])
     }
-    certificate = {"mode": "certified", "max_false_drop": 0.05, "confidence": 0.95, "n_labelled": 150, "n_good": 60}
-    certificate |= {"errors": 0, "fd_upper": 0.0487, "tau_drop": 0.22}
-    write_json(run / "heads/calibration.json", {"format": "gristmill.calibration/1", **certificate, "groups": groups})
-    within: dict[str, Any] = {"by_source": {}, "mean": None, "worst": None}
-    head = {"n": 150, "spearman": 0.83, "spearman_ci95": [0.79, 0.86], "mae": 0.1, "bias": 0, "within_source": within}
-    constant = head | {"spearman": None, "spearman_ci95": None}
-    predictors = {
-        "probe": {"quality": head, "coherence": {**head, "qwk": 0.6}, "factual": {**head, "qwk": 0.5}},
-        "constant": {"quality": constant, "coherence": {**constant, "qwk": 0.0}, "factual": {**constant, "qwk": 0.0}},
-    }
-    training = {"fit": 150, "judge_shipped": True, "reason": "judge - probe = 0.030 Spearman on select", "extra": [1]}
-    splits = {name: {"documents": 150, "predictors": predictors} for name in ("select", "audit")}
-    write_json(run / "heads/metrics.json", {"training": training, "splits": splits})
+    write_json(run / "thresholds/calibration.json", {"groups": groups})
+    write_heads(run, {"general": SOURCES[::2], "code": SOURCES[1:2]})
 
 
 def _training(run: Path, draw: np.random.Generator, steps: int = 240) -> None:
@@ -443,14 +433,16 @@ def test_broken_files_are_named_and_cost_only_their_panel(run: Path, tmp_path: P
     partial = tmp_path / "run"
     shutil.copytree(run, partial)
     (partial / "selection/funnel.json").write_text("{", encoding="utf-8")
-    (partial / "heads/calibration.json").write_text('{"groups": []}', encoding="utf-8")
+    (partial / "heads/code/metrics.json").write_text('{"splits": 1}', encoding="utf-8")
+    (partial / "thresholds/calibration.json").write_text('{"groups": []}', encoding="utf-8")
     (partial / "comparison/comparison.json").write_text('{"sets": [{}]}', encoding="utf-8")
     short = pq.read_table(partial / "annotations/near/part-00001.parquet").slice(5)
     pq.write_table(short, partial / "annotations/near/part-00001.parquet")
     data = collect(partial)
     assert "funnel.json: not JSON" in data.funnel["error"] and "a_bits_per_byte" in data.comparison["error"]
     assert "995 rows beside 1000 documents" in data.duplicates["error"]
-    assert data.overview["documents"] == 3000 and "heads" in data.scores
+    assert "code/metrics.json: no splits" in data.heads["error"]
+    assert data.overview["documents"] == 3000 and "heads" in data.scores and not data.scores["calibrated"]
     render(data)
 
 

@@ -1,11 +1,11 @@
-"""How well the heads agree with the oracle, and which thresholds were set from them: metrics.json and calibration.json.
+"""How well heads agree with the oracle, what exits would spare, and which thresholds were set: heads/NAME/*.json.
 
-One row per rubric dimension with every predictor beside the others, since a head means little without its baselines.
+A head means little without its baselines, so every predictor stands in one table, on documents that none was fitted on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +14,171 @@ from gristmill.base.files import read_json
 from gristmill.report.columns import NotThere
 
 ALL = "(all)"  # the group of calibration.json that a source without its own falls back to
+HEADS = ("judge", "probe", "deployed")
+SPLITS = ("audit", "select")  # the one that nothing was chosen on comes first
 TRAINING = ("judge_shipped", "reason", "probe_spearman", "judge_spearman", "judge_gain_needed")
-GROUP = ("n", "target", "keep_rate", "tau_keep", "tau_drop", "exit_rate", "parent")
-CERTIFICATE = ("mode", "max_false_drop", "confidence", "n_labelled", "n_good", "errors", "fd_upper", "tau_drop")
+GROUP = (
+    "n", "target", "keep_rate", "keep_ci95", "tau_keep", "tau_drop", "exit_rate", "parent", "drop_parent", "oracle",
+    "judge",
+)  # fmt: skip
+CERTIFICATE = (
+    "mode", "max_false_drop", "confidence", "bounds", "n_labelled", "n_good", "errors", "fd_upper", "tau_drop",
+    "keep_by",
+)  # fmt: skip
+ESTIMATES = ("spearman", "mae", "bias", "auroc", "precision", "lift", "qwk")
+CURVE = ("exit_rate", "false_drop", "false_drop_upper", "false_drop_judge", "saved", "saved_full")
+DRIFT = ("rubric", "source", "n", "psi", "psi_limit", "keep_rate", "keep_range", "reason", "drifted")
 
 
-def read_metrics(run: Path) -> dict[str, Any]:
-    """{"training": ..., "splits": [{"name", "documents", "predictors", "rows": [{"name", "cells"}]}]}.
+def read(run: Path) -> list[dict[str, Any]]:
+    """One dict per folder of heads/, that of most documents first: {"name", "training", "splits", "exits"}.
 
-    A row is a dimension, the quality last; its cells hold spearman, ci95, mae and qwk, predictor by predictor.
+    A split holds documents, verdict, predictors, dimensions, slices, reliability and chances, as rows of tables and
+    points of charts; the keys of an estimate NAME are NAME and NAME_ci95.
 
     Raises:
         NotThere: no heads were trained.
-        DataError: no splits in the file.
+        DataError: no splits in a file.
     """
-    path = run / "heads" / "metrics.json"
-    if not path.exists():
-        raise NotThere("heads/metrics.json", "scorer train-heads")
-    written = read_json(path)
-    if not isinstance(written.get("splits"), dict):
-        raise DataError(f"{path}: no splits; train the heads again to have it made")
-    training = written.get("training") or {}
-    return {
-        "training": {key: training.get(key) for key in TRAINING},
-        "splits": [_split(name, split) for name, split in written["splits"].items()],
-    }
+    paths = sorted((run / "heads").glob("*/metrics.json"))
+    if not paths:
+        raise NotThere("heads/NAME/metrics.json", "scorer train-heads")
+    return sorted((_bundle(path) for path in paths), key=_size, reverse=True)
 
 
-def read_calibration(run: Path) -> dict[str, Any]:
-    """{"groups": [{"name", n, target, keep_rate, tau_keep, tau_drop, exit_rate}], "certificate": {...}}; (all) last.
+def read_calibration(folder: Path) -> dict[str, Any]:
+    """{"groups": [{"name", ...}], "certificate": {...}} of a folder of heads; (all) last.
 
     Raises:
         NotThere: nothing was calibrated.
         DataError: no groups in the file.
     """
-    path = run / "heads" / "calibration.json"
-    if not path.exists():
-        raise NotThere("heads/calibration.json", "scorer calibrate")
-    written = read_json(path)
-    groups = written.get("groups")
-    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
-        raise DataError(f"{path}: no groups; calibrate again to have it made")
+    written, groups = _calibration(folder / "calibration.json", f"heads/{folder.name}/", "scorer calibrate")
     ordered = sorted(groups, key=lambda name: name == ALL)
     return {
-        "groups": [{"name": name, **{key: groups[name].get(key) for key in GROUP}} for name in ordered],
-        "certificate": {key: written.get(key) for key in CERTIFICATE},
+        "groups": [{"name": name, **_picked(groups[name], GROUP)} for name in ordered],
+        "certificate": _picked(written, CERTIFICATE),
+    }
+
+
+def read_thresholds(run: Path) -> dict[str, dict[str, Any]]:
+    """The thresholds of each source as they were applied, of whichever heads scored it.
+
+    Raises:
+        NotThere: nothing was calibrated yet.
+        DataError: no groups in the file.
+    """
+    return _calibration(run / "thresholds" / "calibration.json", "thresholds/", "the thresholds step")[1]
+
+
+def read_drift(run: Path) -> dict[str, Any]:
+    """{"sources": [...]}: scores of each source against those that its thresholds were set on.
+
+    Raises:
+        NotThere: nothing was compared yet.
+    """
+    path = run / "drift" / "drift.json"
+    if not path.exists():
+        raise NotThere("drift/drift.json", "the drift step")
+    return {"sources": [_picked(row, DRIFT) for row in read_json(path)["sources"]]}
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    written = read_json(path)
+    if not isinstance(written.get("splits"), dict):
+        raise DataError(f"{path}: no splits; train the heads again to have it made")
+    splits = sorted(written["splits"].items(), key=lambda item: _order(item[0]))
+    exits = written.get("exits")
+    return {
+        "name": path.parent.name,
+        "training": _picked(written.get("training") or {}, TRAINING),
+        "splits": [_split(name, split) for name, split in splits],
+        "exits": _exits(exits) if exits and exits.get("splits") else None,
     }
 
 
 def _split(name: str, split: Mapping[str, Any]) -> dict[str, Any]:
-    predictors = split["predictors"]
-    dimensions = dict.fromkeys(dimension for values in predictors.values() for dimension in values)
-    ordered = sorted(dimensions, key=lambda dimension: dimension == "quality")
+    predictors, decisions = split["predictors"], split["decision"]
+    head, against = split["verdict"]["head"], split["verdict"]["against"]
+    ceilings, reliability = split.get("ceiling") or {}, split["reliability"]
     return {
         "name": name,
-        "documents": split.get("documents"),
-        "predictors": list(predictors),
-        "rows": [
+        "documents": split["documents"],
+        "head": head,
+        "against": [
+            {"name": other, **_picked(found, ("difference", "difference_ci95"))} for other, found in against.items()
+        ],
+        "predictors": [
+            _predictor(one, values["quality"], decisions.get(one) or {}) for one, values in predictors.items()
+        ],
+        "dimensions": [
             {
                 "name": dimension,
-                "cells": {predictor: _cell(values.get(dimension) or {}) for predictor, values in predictors.items()},
+                "n": values.get("n"),
+                "ceiling": (ceilings.get(dimension) or {}).get("ceiling"),
+                **_estimates(values),
             }
-            for dimension in ordered
+            for dimension, values in predictors[head].items()
+            if dimension != "quality"
+        ],
+        "slices": _slices(split["slices"], decisions.get(head) or {}, head),
+        "reliability": [{"head": one, **found["quality"]} for one, found in reliability.items()],
+        "chances": [
+            {"dimension": dimension, "levels": [{"level": level, **found} for level, found in levels.items()]}
+            for dimension, levels in (reliability[head].get("levels") or {}).items()
+            if levels
         ],
     }
 
 
-def _cell(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {"ci95": values.get("spearman_ci95"), **{key: values.get(key) for key in ("spearman", "mae", "qwk")}}
+def _predictor(name: str, quality: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
+    within = quality.get("within_source") or {}
+    return {
+        "name": name,
+        "head": name in HEADS,
+        "within": _picked(within, ("mean", "worst")),
+        **_estimates({**decision, **quality}),
+    }
+
+
+def _slices(slices: Mapping[str, Any], decision: Mapping[str, Any], head: str) -> list[dict[str, Any]]:
+    kept = decision.get("by") or {}
+    return [
+        {"by": kind, "value": value, "n": found[head]["n"], **_estimates(found[head]),
+         **_picked((kept.get(kind) or {}).get(value) or {}, ("keep_rate", "kept_tokens"))}
+        for kind, values in slices.items()
+        for value, found in values.items()
+        if head in found
+    ]  # fmt: skip
+
+
+def _exits(exits: Mapping[str, Any]) -> dict[str, Any]:
+    splits = sorted(exits["splits"].items(), key=lambda item: _order(item[0]))
+    curves = [{"name": name, "n_good": split["n_good"], **_picked(split, CURVE)} for name, split in splits]
+    return {**_picked(exits, ("probe", "judge", "layers")), "splits": curves}
+
+
+def _calibration(path: Path, where: str, made_by: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    if not path.exists():
+        raise NotThere(f"{where}calibration.json", made_by)
+    written = read_json(path)
+    groups = written.get("groups")
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise DataError(f"{path}: no groups; calibrate again to have it made")
+    return written, groups
+
+
+def _estimates(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _picked(values, [key for name in ESTIMATES for key in (name, f"{name}_ci95")])
+
+
+def _picked(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: values.get(key) for key in keys}
+
+
+def _size(bundle: Mapping[str, Any]) -> int:
+    return sum(split["documents"] for split in bundle["splits"])
+
+
+def _order(split: str) -> tuple[int, str]:
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)

@@ -207,8 +207,7 @@ def _samples(
 
 def _calibration(run: Path) -> dict[str, Any]:
     """{source: {"tau_drop", "tau_keep", ...}}; empty where there is none that can be read (the heads panel says so)."""
-    found = _panel(lambda: heads.read_calibration(run))
-    return {group["name"]: group for group in found.get("groups", [])}
+    return _attempt(lambda: heads.read_thresholds(run))[0] or {}
 
 
 def _oracle(run: Path, rows: Rows | None) -> Panel:
@@ -248,7 +247,13 @@ def _oracle(run: Path, rows: Rows | None) -> Panel:
 
 
 def _heads(run: Path) -> Panel:
-    return heads.read_metrics(run) | {"calibration": _panel(lambda: heads.read_calibration(run))}
+    def with_thresholds(bundle: Panel) -> Panel:
+        return bundle | {"calibration": _panel(lambda: heads.read_calibration(run / "heads" / bundle["name"]))}
+
+    return {
+        "bundles": [with_thresholds(bundle) for bundle in heads.read(run)],
+        "drift": _panel(lambda: heads.read_drift(run)),
+    }
 
 
 def _quarantine(run: Path) -> Panel:

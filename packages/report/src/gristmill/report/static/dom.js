@@ -111,13 +111,13 @@ function duration(seconds) {
 const words = (name) => String(name).replaceAll("_", " ");
 const total = (numbers) => numbers.reduce((sum, value) => sum + (value || 0), 0);
 
-// columns: [{head, cell(row) -> node or text, number: true}]; options.groups: [[head over some columns, how many]].
+// columns: [{head, cell(row) -> node or text, number: true}].
 function table(caption, columns, rows, options = {}) {
   const cell = (tag, column, content, scope) => h(tag, { class: column.number ? "number" : column.class, scope }, content);
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     h("table", { class: options.class },
       h("caption", { class: options.caption ? null : "unseen" }, caption),
-      h("thead", {}, options.groups && h("tr", { class: "heads" }, options.groups.map(([name, span]) => h("th", { colspan: span, scope: name ? "colgroup" : null }, name))), h("tr", {}, columns.map((column) => cell("th", column, column.head, "col")))),
+      h("thead", {}, h("tr", {}, columns.map((column) => cell("th", column, column.head, "col")))),
       h("tbody", {}, rows.map((row) => h("tr", { class: options.row ? options.row(row) : null },
         columns.map((column, index) => cell(index ? "td" : "th", column, column.cell(row), index ? null : "row")))))));
 }

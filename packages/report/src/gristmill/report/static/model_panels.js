@@ -22,7 +22,7 @@ function panelScores(data, state, change) {
   redraw(start);
   return [
     h("p", { class: "lead" }, `${count(head.scored)} documents have a ${head.head} score${head.unscored ? `; ${count(head.unscored)} were dropped or left before it was asked for` : ""}. `,
-      data.calibrated ? `Lines mark each source's calibrated ${head.taus.join(" and ")}.` : "There is no heads/calibration.json, so no calibrated thresholds are drawn."),
+      data.calibrated ? `Lines mark each source's calibrated ${head.taus.join(" and ")}.` : "There is no thresholds/calibration.json, so no calibrated thresholds are drawn."),
     data.calibrated && thresholdNote(),
     h("div", { class: "choices" },
       choice("Score", data.heads.map((one) => [one.head, one.head]), head.head, (value) => change({ head: value })),
