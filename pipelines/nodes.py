@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gristmill.base.config import from_mapping
@@ -278,7 +277,7 @@ class Drift(Step):
             table = table.append_column(name, scores[name])
         found = []
         for name, node in self._heads.items():
-            own = table.filter(pc.equal(table["rubric"], name))
+            own = table.filter(pa.array([one == name for one in table["rubric"].to_pylist()], pa.bool_()))
             found += [(name, drift) for drift in check_drift(own, read_calibration(inputs.folders[node]) or {})]
         rows = [{"rubric": name, **vars(drift), "drifted": drift.drifted} for name, drift in found]
         write_json(out / "drift.json", {"sources": rows})

@@ -1,4 +1,4 @@
-"""Sequence classifiers by path, on tiny random models: the same scores one by one and in batches."""
+"""Scorers of other makers: encoder classifiers and fastText, the same one by one and in batches, and ensembles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from transformers import (
 
 from gristmill.base.errors import UsageError
 from gristmill.scorer.backbone.tiny import write_tiny
+from gristmill.scorer.scoring import others
 from gristmill.scorer.scoring.encoder import SequenceClassifier, SequenceClassifierConfig
+from gristmill.scorer.scoring.fasttext import FastTextScorer
 
 TEXTS = ["short", "a longer text " * 30, "", "mittel länge 漢字 " * 4, "x" * 5000, "\0\ud7ff", "short"]
 
@@ -80,3 +82,51 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         SequenceClassifier(SequenceClassifierConfig(str(folder), "toxic"))
     with pytest.raises(UsageError, match="nowhere"):
         SequenceClassifier(SequenceClassifierConfig(str(tmp_path / "nowhere"), "toxic"))
+
+
+@pytest.fixture(scope="module")
+def quality(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fasttext = pytest.importorskip("fasttext")
+    folder = tmp_path_factory.mktemp("fasttext")
+    (folder / "train.txt").write_text("__label__hq flour bread mill\n__label__lq salt night\n" * 60)
+    model = fasttext.train_supervised(str(folder / "train.txt"), dim=4, thread=1, verbose=0)
+    model.save_model(str(folder / "quality.bin"))
+    return folder / "quality.bin"
+
+
+def test_fasttext_gives_the_labels_probability_of_the_text_as_one_line(quality: Path) -> None:
+    scorer = FastTextScorer(quality, "hq")
+    texts = ["flour bread", "salt\nnight\0salt", "", " \n", "flour\nbread", "unheard-of"]
+    scores = scorer.score(texts)
+    assert scores.dtype == np.float32 and scores[0] > 0.5 > scores[1] and scores[0] == scores[4]
+    assert np.isnan(scores).tolist() == [False, False, True, True, False, False]
+    other = FastTextScorer(quality, "lq").score(texts)
+    assert scores[0] + other[0] == pytest.approx(1, abs=1e-3)
+
+
+def test_others_are_opened_by_kind_and_place(quality: Path, tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "m")
+    opened = others.open_scorers([f"toxic=encoder:{folder}:toxic", f"hq=fasttext:{quality}:hq"], ["vowels"])
+    assert list(opened) == ["toxic", "hq"]
+    for one in opened.values():
+        assert np.isfinite(one.score(["flour"])).all() and np.isnan(one.score([""])).all()
+    for given, said in (
+        ("hq", "write NAME=encoder"),
+        ("hq=bert:x", "write NAME=encoder"),
+        ("two words=encoder:x", "write NAME=encoder"),
+        ("vowels=encoder:x", "a column 'vowels' already"),
+        ("judge=encoder:x", "a column 'judge' already"),
+        (f"hq=fasttext:{quality}:high", "no label 'high'"),
+        ("hq=fasttext:nowhere.bin:hq", "no such classifier"),
+        (f"hq=fasttext:{folder / 'config.json'}:hq", "no fastText model"),
+        (f"toxic=encoder:{folder}:nice", "no label 'nice'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            others.open_scorers([given], ["vowels"])
+
+
+def test_an_ensemble_speaks_of_ranks() -> None:
+    columns = {"a": np.array([0.1, 0.2, 0.3, 0.4, np.nan]), "b": np.array([900.0, 900.0, -5.0, 1e9, 7.0])}
+    mean, most = others.ensemble(columns, "mean"), others.ensemble(columns, "max")
+    np.testing.assert_allclose(mean, [(0.25 + 0.7) / 2, (0.5 + 0.7) / 2, (0.75 + 0.2) / 2, 1.0, np.nan])
+    np.testing.assert_allclose(most, [0.7, 0.7, 0.75, 1.0, np.nan])

@@ -11,13 +11,16 @@ import pytest
 from tests.support.oracle_server import Oracle
 
 from gristmill.base import cli as base_cli
-from gristmill.scorer import cli
 from gristmill.scorer.backbone.tiny import write_tiny
+from gristmill.scorer.commands import heads, oracle
 from gristmill.scorer.tables import graded_with, read_documents, rubrics_of
 
 RUBRICS = Path(__file__).parents[2] / "pipelines" / "rubrics"
 N = 150
-COMMANDS = {"label": base_cli.typed(cli.label, "scorer label"), "train-heads": base_cli.typed(cli.train_heads, "t")}
+COMMANDS = {
+    "label": base_cli.typed(oracle.label, "scorer label"),
+    "train-heads": base_cli.typed(heads.train_heads, "t"),
+}
 
 
 def run(*arguments: object) -> int:

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from gristmill.base.errors import DataError, UsageError
-from gristmill.base.files import read_json
 from gristmill.scorer.audit.injections import suspicious
 from gristmill.scorer.heads.calibration import ALL
+from gristmill.scorer.heads.files import check_files, read_calibration
+from gristmill.scorer.heads.hub import locate
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import Sample, near_threshold, repeated, split_of
 from gristmill.scorer.tables import TYPE, read_parquet
@@ -66,14 +67,19 @@ def near(documents: pa.Table, scores: Path, tau: float | None, heads: Path | Non
     scores: a table with id and quality, as `scorer score` writes it; documents without a score are not near.
 
     Raises:
-        UsageError: neither tau nor heads.
+        UsageError: neither tau nor heads, or heads that are not calibrated.
     """
     sources = documents["source"].to_pylist()
     threshold: float | dict[str, float]
     if tau is not None:
         threshold = tau
     elif heads is not None:
-        groups = read_json(heads / "calibration.json")["groups"]
+        folder = locate(heads)
+        check_files(folder)
+        calibration = read_calibration(folder)
+        if calibration is None:
+            raise UsageError(f"{heads}: not calibrated, so there is no threshold to be near to; `scorer calibrate` it")
+        groups = calibration["groups"]
         threshold = {source: groups.get(source, groups[ALL])["tau_keep"] for source in set(sources)}
     else:
         raise UsageError("--scores needs a threshold: --tau, or --heads of a calibrated folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ class FastTextScorer:
         if not model.is_file():
             raise UsageError(f"{model}: no such classifier; give a fastText .bin or .ftz")
         try:
-            self._model = fasttext.load_model(str(model))
+            self._model: Any = fasttext.load_model(str(model))
         except ValueError as error:
             raise UsageError(f"{model}: no fastText model ({error})") from None
         labels = [name.removeprefix(LABEL) for name in self._model.get_labels()]

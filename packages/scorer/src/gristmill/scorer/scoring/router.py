@@ -73,10 +73,10 @@ class Router:
         rows: list[np.ndarray] = []
         for scorer in distinct:
             own = np.array([name is not None and self.scorers[name] is scorer for name in routes], bool)
-            at = np.flatnonzero(own)
+            at: list[int] = np.flatnonzero(own).tolist()
             table = scorer.score([texts[i] for i in at], [sources[i] for i in at], early_exit)
             tables.append(table.append_column("rubric", pa.array([scorer.bundle.rubric.name] * len(at), pa.string())))
-            rows.append(at)
+            rows.append(np.array(at, np.int64))
         lost = np.flatnonzero([name is None for name in routes])
         reason = pa.array(["no heads for its content type or source"] * len(lost), pa.string())
         tables.append(pa.table({"reason": reason}))
