@@ -120,6 +120,15 @@ def test_an_error_in_the_cut_of_sliding_blocks_is_seen(monkeypatch: pytest.Monke
     assert model.config.sliding_window == 128
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss", "gpt2"])
+def test_a_model_too_large_for_a_float32_copy_is_checked_as_it_is(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staged, "PARITY_COPY_PARAMETERS", 0)
+    failure = staged.parity_failure(tiny_model(architecture).bfloat16(), (2, 5))
+    assert ("state differs" in failure) == (architecture == "gpt2")
+
+
 def test_attention_kinds_agree_and_one_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "tiny", "llama")
     ids_BS, mask_BS = batch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from gristmill.scorer.heads.bundle import Bundle
 from gristmill.scorer.heads.evaluation import evaluate_exits, evaluate_splits
 from gristmill.scorer.heads.labels import Labels
 from gristmill.scorer.heads.selftest import make_selftest
-from gristmill.scorer.heads.sweep import candidates, sweep
+from gristmill.scorer.heads.sweep import Swept, candidates, sweep
 from gristmill.scorer.heads.training import predict, train_heads
 from gristmill.scorer.rubric import Rubric
 
@@ -74,13 +74,7 @@ def train_bundle(
     with _folder(cache, output) as kept:
         features = FeatureCache(kept, identity, config, lambda tap: load(tap, tap))
         if config.taps == "sweep":
-            taps = candidates(identity.layers)
-            pools_MKW = features.pools(rows, taps)
-            tokens_M = np.array([len(row) - 1 for row in rows])
-            pools_NV = average_windows(pools_MKW.flatten(1).double().numpy(), tokens_M, documents_M, len(labels))
-            pools_NKW = torch.from_numpy(pools_NV).unflatten(1, pools_MKW.shape[1:])
-            torch.set_num_threads(config.threads)
-            swept = sweep(pools_NKW, taps, identity.layers, labels, rubric, config)
+            swept = _sweep(features, rows, documents_M, labels, identity.layers, rubric, config)
             config, metrics["sweep"] = replace(config, taps=swept.taps), swept.report
         states = features.states(rows, config.chosen_taps)
         probe_states, judge_states = (states[tap] for tap in config.chosen_taps)
@@ -103,6 +97,21 @@ def train_bundle(
     bundle = Bundle(identity, config, rubric, heads.probe, heads.judge, selftest, labels.sha(), metrics)
     bundles.save(bundle, output)
     return bundle
+
+
+def _sweep(
+    features: FeatureCache, rows: Sequence[np.ndarray], documents_M: np.ndarray, labels: Labels, layers: int,
+    rubric: Rubric, config: TrainConfig,
+) -> Swept:  # fmt: skip
+    taps = candidates(layers)
+    tokens_M = np.array([len(row) - 1 for row in rows])
+    pools_MKW = features.pools(rows, taps)
+    pools_KNW = [
+        torch.from_numpy(average_windows(pools_MW.numpy(), tokens_M, documents_M, len(labels))).float()
+        for pools_MW in pools_MKW.unbind(1)
+    ]
+    torch.set_num_threads(config.threads)
+    return sweep(torch.stack(pools_KNW, dim=1), taps, layers, labels, rubric, config)
 
 
 @contextlib.contextmanager

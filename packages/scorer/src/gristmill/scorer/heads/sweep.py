@@ -69,7 +69,7 @@ def sweep(
     rows = []
     exits: list[float] = []
     for k, tap in enumerate(taps):
-        predicted_N = out_of_fold(pools_NKW[where][:, k], own, folds_N, rubric)
+        predicted_N = out_of_fold(pools_NKW[:, k][where], own, folds_N, rubric)
         standing_N = ranks_within(predicted_N, own.sources)  # as tau_drop is a rank within each source
         _, exit_rate = expected_exit(standing_N, good_N, config.sweep_false_drop, own.weights_N)
         exits.append(exit_rate)
