@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.support.heads import write_heads
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
@@ -28,6 +29,7 @@ from gristmill.scorer.audit.robustness import (
     worst_injection,
 )
 from gristmill.scorer.audit.run import AuditConfig, audit, audit_grades, compare_grades, graded
+from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.commands import oracle as cli
 from gristmill.scorer.labelling import near
 from gristmill.scorer.oracle.engine import Reply
@@ -396,9 +398,13 @@ def test_labels_carry_what_later_steps_need(files: Path, capsys: pytest.CaptureF
 
 def test_thresholds_come_from_calibrated_heads(tmp_path: Path) -> None:
     write_parquet(pa.table({"id": DOCUMENTS["id"], "quality": [i / 60 for i in range(60)]}), tmp_path / "s.parquet")
-    groups = {"(all)": {"tau_keep": 0.0}, "web": {"tau_keep": 1.0}}
-    (tmp_path / "calibration.json").write_text(json.dumps({"groups": groups}))
-    mask = near(DOCUMENTS, tmp_path / "s.parquet", None, tmp_path)
+    thresholds = {"(all)": {"tau_drop": None, "tau_keep": 0.0}, "web": {"tau_drop": None, "tau_keep": 1.0}}
+    backbone = write_tiny(tmp_path / "tiny", "llama", layers=4)
+    heads = write_heads(tmp_path / "heads", backbone, thresholds=thresholds)
+    mask = near(DOCUMENTS, tmp_path / "s.parquet", None, heads)
     rows = np.flatnonzero(mask)
     web = np.array([source == "web" for source in DOCUMENTS["source"].to_pylist()])
     assert (rows[web[rows]] > 40).all() and (rows[~web[rows]] < 20).all() and 10 <= len(rows) <= 14
+    bare = write_heads(tmp_path / "bare", backbone)
+    with pytest.raises(UsageError, match="not calibrated"):
+        near(DOCUMENTS, tmp_path / "s.parquet", None, bare)
