@@ -136,6 +136,21 @@ def test_a_source_whose_probe_is_blind_exits_less_by_its_own_certificate_than_by
     assert groups["blind"]["exit_rate"] < 0.06 < 0.2 < groups["seen"]["exit_rate"]
 
 
+def test_one_bound_for_all_lets_more_exit_than_a_bound_for_each() -> None:
+    oracle, probe, _ = world(1200, 19)
+    sources, sample = ["a", "b", "c", "d"] * 300, Unlabelled(["a", "b", "c", "d"] * 300, probe, None)
+    each, pool = (
+        calibrate(Labelled(sources, oracle, probe), sample, CalibrationConfig(certify=certify))
+        for certify in ("sources", "pool")
+    )
+    assert (each["certificates"], pool["certificates"]) == (5, 1)
+    for name in "abcd":
+        assert each["groups"][name]["drop_parent"] is None and pool["groups"][name]["drop_parent"] == ALL
+    exits = [sum(found["groups"][name]["exit_rate"] for name in "abcd") for found in (each, pool)]
+    assert exits[0] < exits[1]
+    assert pool["groups"][ALL]["oracle"]["upper"] <= 0.05
+
+
 def test_bounds_that_hold_all_at_once_are_stricter_and_ask_for_more_labels() -> None:
     oracle, probe, _ = world(3000, 15)
     sources, sample = ["a", "b", "c"] * 1000, Unlabelled(["a", "b", "c"] * 1000, probe, None)

@@ -142,6 +142,20 @@ def test_a_classifier_of_sources_shows_within_sources_and_as_flat() -> None:
     assert within_source(truth, truth, sources)["worst"] == pytest.approx(1.0)
 
 
+def test_agreement_within_sources_and_recall_have_intervals() -> None:
+    truth, predicted = pair(400)
+    found = agreement(
+        truth, predicted + np.repeat([0, 5], 200), ["a"] * 200 + ["b"] * 200, Resamples(range(400)), (0, 4)
+    )
+    within = found["within_source"]
+    by_hand = sum(spearman(truth[part], predicted[part]) or 0.0 for part in (slice(200), slice(200, 400))) / 2
+    assert within["mean"] == pytest.approx(by_hand) and within["mean"] > found["spearman"]
+    low, high = within["mean_ci95"]
+    assert low < within["mean"] < high < 1
+    level = found["recall"]["2"]
+    assert level["recall_ci95"][0] < level["recall"] < level["recall_ci95"][1]
+
+
 def test_ranks_within_sources_ignore_the_level_of_the_source() -> None:
     values = np.array([10.0, 30.0, 20.0, 1.0, 2.0])
     ranks = ranks_within(values, ["a", "a", "a", "b", "b"])

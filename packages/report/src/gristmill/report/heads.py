@@ -136,7 +136,7 @@ def _predictor(name: str, quality: Mapping[str, Any], decision: Mapping[str, Any
     return {
         "name": name,
         "head": name in HEADS,
-        "within": _picked(within, ("mean", "worst")),
+        "within": _picked(within, ("mean", "mean_ci95", "worst")),
         **_estimates({**decision, **quality}),
     }
 

@@ -95,6 +95,8 @@ class CalibrationConfig:
     """Share of good documents that tau_drop may lose."""
     confidence: float = 0.95
     """With which that bound is certified."""
+    certify: Literal["sources", "pool"] = "sources"
+    """Whether a source with enough good labels has a bound of its own, which costs exits, or all share one."""
     bounds: Literal["marginal", "bonferroni"] = "marginal"
     """Whether the bounds of several sources hold each for itself, or all at once."""
     keep: dict[str, float] = field(default_factory=lambda: {"code": 0.5, "math": 0.5, "science": 0.5})

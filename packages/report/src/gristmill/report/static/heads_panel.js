@@ -40,7 +40,7 @@ function splitFigures(split) {
       table(`Predictors on split ${split.name}`, [
         { head: "predictor", class: "name", cell: (row) => row.name },
         estimated("Spearman", "spearman", 2),
-        { head: "within sources, mean / worst", number: true, cell: (row) => `${fixed(row.within.mean, 2)} / ${fixed(row.within.worst, 2)}` },
+        { head: "within sources, mean / worst", number: true, cell: (row) => { const [mean, range] = estimate(row.within, "mean", 2); return [`${mean} / ${fixed(row.within.worst, 2)}`, range]; } },
         estimated("mean absolute error", "mae", 3),
         estimated("bias", "bias", 3),
         estimated("keep: area under ROC", "auroc", 2),

@@ -145,10 +145,10 @@ def keeps(quality_N: np.ndarray, ids: Sequence[str], group: Mapping[str, Any]) -
 def calibrate(labelled: Labelled, unlabelled: Unlabelled, config: CalibrationConfig) -> dict[str, Any]:
     """The content of calibration.json from predictions alone.
 
-    A source whose good labels suffice has a tau_drop that is certified for it. The others share one rank, certified
-    over all sources together (its bound holds for the mix of the label sample), and tau_drop is each source's own
-    quantile at that rank: an oracle that likes one source less would else forbid every exit. Where config.bounds is
-    "bonferroni" they hold all at once, each at the confidence 1 - (1 - confidence) / certificates; else each alone.
+    A source whose good labels suffice has a tau_drop that is certified for it (config.certify). The others share one
+    rank, certified over all sources together (its bound holds for the mix of the label sample), and tau_drop is each
+    source's own quantile at that rank: an oracle that likes one source less would else forbid every exit. Where
+    config.bounds is "bonferroni" bounds hold all at once, each at confidence 1 - (1 - confidence) / certificates.
 
     tau_keep, the rate it reaches and score deciles (for drift) stand per source. Where a source's tau_keep is below
     tau_drop, that source's tau_drop is lowered to it, which can only lower false drops.
@@ -219,7 +219,7 @@ def calibrate(labelled: Labelled, unlabelled: Unlabelled, config: CalibrationCon
 def _certifiable(good_sources: np.ndarray, reference: Mapping[str, np.ndarray], config: CalibrationConfig) -> list[str]:
     """Sources with good labels enough for a certificate of their own, beside the pool's; decided by counts alone."""
     counts = {source: int((good_sources == source).sum()) for source in sorted(reference) if source != ALL}
-    own = list(counts)
+    own = list(counts) if config.certify == "sources" else []
     while own:
         confidence = (
             1 - (1 - config.confidence) / (len(own) + 1) if config.bounds == "bonferroni" else config.confidence

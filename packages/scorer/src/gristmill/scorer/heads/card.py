@@ -105,7 +105,7 @@ def _predictors(report: Mapping[str, Any]) -> list[str]:
         rows.append(
             [
                 name(predictor), _value(quality, "spearman"), _value(quality, "mae", 3), number(quality.get("bias"), 3),
-                f"{number(within.get('mean'))} / {number(within.get('worst'))}", _value(decision, "auroc"),
+                f"{_value(within, 'mean')} / {number(within.get('worst'))}", _value(decision, "auroc"),
                 _value(decision, "auprc"), share(decision.get("precision")), number(decision.get("lift")),
             ]
         )  # fmt: skip

@@ -8,7 +8,8 @@ metrics["splits"][SPLIT], for the splits select and audit:
   predictors.NAME.TARGET      a TARGET is a dimension or "quality"; a score of another system has the quality alone
     n; spearman, pearson; mae, rmse, bias (none for scores in units of their own); qwk; recall by level and tails, of
     dimensions; within_source: by_source, mean, worst, spread, flat (Spearman inside each source, metrics.within_source)
-  decision.NAME               keeping the documents that this score puts at the top of their source (decisions.py)
+  decision.NAME               keeping the documents that this score puts at the top of their source (decisions.py), at
+                              the keep rates that CalibrationConfig has by default
     n, good; auroc, auprc; precision, recall, lift; keep_rate, kept_tokens; by.{source,language,length}.VALUE
   slices.{source,language,length}.VALUE.NAME   n, spearman, mae, bias of the quality
   reliability.HEAD            quality: n, ece, bins; levels.DIMENSION.LEVEL: brier, base, ece, bins (reliability.py),

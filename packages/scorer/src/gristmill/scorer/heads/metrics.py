@@ -171,9 +171,11 @@ def agreement(
         result |= dict.fromkeys(("spearman", "pearson"))
     low, high = scale or (0, 1)
     names = [source for source, is_known in zip(sources, known_N) if is_known]
-    result["within_source"] = within_source(truth_N, predicted_N, names, high - low)
+    result["within_source"] = within_source(truth_N, predicted_N, names, high - low) | resamples.estimate(
+        "mean", mean_within(truth_N, predicted_N, names), known_N
+    )
     if scale is not None:
-        result |= levels(truth_N, predicted_N, low, high)
+        result |= levels(truth_N, predicted_N, low, high, resamples, known_N)
     return result
 
 
@@ -204,14 +206,32 @@ def within_source(
     }
 
 
-def levels(truth_N: np.ndarray, predicted_N: np.ndarray, low: int, high: int) -> dict[str, Any]:
+def mean_within(truth_N: np.ndarray, predicted_N: np.ndarray, sources: Sequence[str]) -> Statistic:
+    """The mean over sources of at least MINIMUM_SOURCE documents of Spearman's rho inside each."""
+    names = np.asarray(sources, dtype=object)
+    inside = [rows for source in sorted(set(sources)) if (rows := names == source).sum() >= MINIMUM_SOURCE]
+    parts = [(rows, rank_correlation(truth_N[rows], predicted_N[rows])) for rows in inside]
+
+    def statistic(copies_RN: np.ndarray) -> np.ndarray:
+        values = np.array([one(copies_RN[:, rows]) for rows, one in parts]).reshape(len(parts), len(copies_RN))
+        known = np.isfinite(values)
+        return np.where(known, values, 0.0).sum(0) / known.sum(0)
+
+    return statistic
+
+
+def levels(
+    truth_N: np.ndarray, predicted_N: np.ndarray, low: int, high: int, resamples: Resamples, known_N: np.ndarray
+) -> dict[str, Any]:
     """recall: of each level that the oracle gave, the share that is predicted as it, both rounded; and the tails:
     what share of grades and of predictions is at the least and at the greatest level (compressed ranges lose them)."""
     x_N, y_N = (np.clip(np.rint(values), low, high) for values in (truth_N, predicted_N))
     recall = {
-        str(level): {"n": int(own.sum()), "recall": float((y_N[own] == level).mean()) if own.any() else None}
+        str(level): {
+            "n": int((x_N == level).sum()),
+            **resamples.estimate("recall", ratio((x_N == level) & (y_N == level), x_N == level), known_N),
+        }
         for level in range(low, high + 1)
-        for own in [x_N == level]
     }
     tails = {
         name: {"oracle": float((x_N == level).mean()), "predicted": float((y_N == level).mean())}
