@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gristmill.base.errors import DataError, UsageError
-from gristmill.scorer.backbone import staged
+from gristmill.scorer.backbone import cut, staged
+from gristmill.scorer.backbone.cut import PARITY, parity_failure
 from gristmill.scorer.backbone.hub import local_folder, origin
-from gristmill.scorer.backbone.staged import PARITY, BackboneIdentity, StagedBackbone, identify
+from gristmill.scorer.backbone.staged import BackboneIdentity, StagedBackbone, identify
 from gristmill.scorer.backbone.states import pad
 from gristmill.scorer.backbone.tiny import STAGED, tiny_model, write_tiny
 from gristmill.scorer.config import TrainConfig
@@ -114,9 +115,9 @@ def test_an_error_in_the_cut_of_sliding_blocks_is_seen(monkeypatch: pytest.Monke
     def without_types(config: Any, start: int, end: int) -> None:
         config.num_hidden_layers = end - start
 
-    assert staged.parity_failure(model, (3, 6)) == ""
-    monkeypatch.setattr(staged, "_cut_config", without_types)
-    assert "judge's state differs" in staged.parity_failure(model, (3, 6))
+    assert parity_failure(model, (3, 6)) == ""
+    monkeypatch.setattr(cut, "cut_config", without_types)
+    assert "judge's state differs" in parity_failure(model, (3, 6))
     assert model.config.sliding_window == 128
 
 
@@ -124,8 +125,8 @@ def test_an_error_in_the_cut_of_sliding_blocks_is_seen(monkeypatch: pytest.Monke
 def test_a_model_too_large_for_a_float32_copy_is_checked_as_it_is(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staged, "PARITY_COPY_PARAMETERS", 0)
-    failure = staged.parity_failure(tiny_model(architecture).bfloat16(), (2, 5))
+    monkeypatch.setattr(cut, "PARITY_COPY_PARAMETERS", 0)
+    failure = parity_failure(tiny_model(architecture).bfloat16(), (2, 5))
     assert ("state differs" in failure) == (architecture == "gpt2")
 
 

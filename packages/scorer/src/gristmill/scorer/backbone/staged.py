@@ -7,7 +7,6 @@ Shapes: B batch, S sequence, D width.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,15 +19,10 @@ from torch import nn
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import fingerprint, sha256_file
+from gristmill.scorer.backbone.cut import blocks_of, cut_config, first_line, parity_failure, states_at, view
 from gristmill.scorer.backbone.hub import origin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Relative error allowed between the cut and the uncut model in float32 (measured: 7e-7 on eleven architectures).
-PARITY = 1e-5
-# Up to this size that is checked on a float32 copy; above it in the loaded dtype, on batches of one and the same shape,
-# where kernels that add in a fixed order give the same bits and others round a little differently.
-PARITY_COPY_PARAMETERS = 1_000_000_000
-PARITY_NATIVE = 0.02
 MXFP4_NEEDS = ("accelerate", "kernels", "triton")
 
 
@@ -68,10 +62,10 @@ class StagedBackbone:
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
-        self._blocks = _blocks(self.model)
+        self._blocks = blocks_of(self.model)
         probe, judge = self.taps
-        self._first: Any = _view(self.model, 0, probe) if self.staged else None
-        self._second: Any = _view(self.model, probe, judge) if self.staged and judge > probe else None
+        self._first: Any = view(self.model, 0, probe) if self.staged else None
+        self._second: Any = view(self.model, probe, judge) if self.staged and judge > probe else None
         for block in self._blocks:
             block.register_forward_pre_hook(self._count)
 
@@ -110,7 +104,7 @@ class StagedBackbone:
         where = _device(device)
         with quiet():
             config = _config(folder)
-            _cut_config(config, 0, judge)
+            cut_config(config, 0, judge)
             _unpack_mxfp4(config, where)
             chosen = {"attn_implementation": attention} if attention else {}
             try:
@@ -119,7 +113,7 @@ class StagedBackbone:
                 )
             except (ImportError, ValueError) as error:
                 asked = f" with attention {attention!r}" if attention else ""
-                raise UsageError(f"{folder}: cannot be loaded{asked} ({_first_line(error)})") from None
+                raise UsageError(f"{folder}: cannot be loaded{asked} ({first_line(error)})") from None
         return cls.from_model(model.to(where), identity, taps)
 
     @classmethod
@@ -162,7 +156,7 @@ class StagedBackbone:
     @torch.inference_mode()
     def at(self, taps: Sequence[int], ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> list[torch.Tensor]:
         """States [B, S, D] at any taps up to the judge's, from one pass of the uncut model."""
-        return _tapped(self.model, self._blocks, taps, ids_BS.to(self.device), mask_BS.to(self.device))
+        return states_at(self.model, self._blocks, taps, ids_BS.to(self.device), mask_BS.to(self.device))
 
     def _count(self, _block: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments:
@@ -199,124 +193,13 @@ def identify(folder: Path) -> BackboneIdentity:
     )
 
 
-def parity_failure(model: Any, taps: tuple[int, int]) -> str:
-    """Empty where the two views give the uncut model's states on a padded random batch, else what differs.
-
-    Raises:
-        DataError: the uncut model's states are not finite.
-    """
-    try:
-        blocks = _blocks(model)
-    except UsageError as error:
-        return str(error)
-    tolerance, rows = PARITY, [1, 2]  # two of three rows go on, with less padding
-    if next(model.parameters()).dtype != torch.float32:
-        if sum(p.numel() for p in model.parameters()) <= PARITY_COPY_PARAMETERS:
-            model = copy.deepcopy(model).float()
-            blocks = _blocks(model)
-        else:
-            tolerance, rows = PARITY_NATIVE, [0, 1, 2]
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.tensor([24, 9, 15])
-    device = next(model.parameters()).device
-    ids_BS = torch.randint(3, model.config.vocab_size, (3, 24), generator=generator).to(device)
-    mask_BS = (torch.arange(24)[None, :] < lengths[:, None]).long().to(device)
-    width = int(lengths[rows].max())
-    probe, judge = taps
-    with torch.inference_mode(), _short_windows(model.config, 8):
-        whole_probe, whole_judge = _tapped(model, blocks, taps, ids_BS, mask_BS)
-        try:
-            cut_probe = _view(model, 0, probe)(
-                input_ids=ids_BS, attention_mask=mask_BS, use_cache=False
-            ).last_hidden_state
-            cut_judge = cut_probe[rows][:, :width]
-            if judge > probe:
-                cut_judge = _view(model, probe, judge)(
-                    inputs_embeds=cut_judge, attention_mask=mask_BS[rows][:, :width], use_cache=False
-                ).last_hidden_state
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            return f"{model.config.model_type} cannot be cut at {taps}: {type(error).__name__}: {_first_line(error)}"
-    kept = mask_BS.bool()
-    for name, cut, whole, valid in (
-        ("probe", cut_probe, whole_probe, kept),
-        ("judge", cut_judge, whole_judge[rows][:, :width], kept[rows][:, :width]),
-    ):
-        if not whole[valid].isfinite().all():
-            raise DataError(
-                f"{model.config.model_type}: its states at the {name}'s tap are not finite; the weights are damaged, "
-                "or made for another dtype: get the model again, or load it in float32"
-            )
-        difference = (cut[valid].float() - whole[valid].float()).norm() / whole[valid].float().norm()
-        if not difference <= tolerance:
-            return f"{model.config.model_type} cut at {taps}: the {name}'s state differs by {difference:.1e} (relative)"
-    return ""
-
-
-def _tapped(
-    model: Any, blocks: nn.ModuleList, taps: Sequence[int], ids_BS: torch.Tensor, mask_BS: torch.Tensor
-) -> list[torch.Tensor]:
-    """States at these taps of the uncut model, caught by hooks on its blocks."""
-    caught: dict[int, torch.Tensor] = {}
-
-    def catch(tap: int) -> Any:
-        def hook(_block: nn.Module, _arguments: Any, output: Any) -> None:
-            caught[tap] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [blocks[tap - 1].register_forward_hook(catch(tap)) for tap in set(taps)]
-    try:
-        model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [caught[tap] for tap in taps]
-
-
-def _view(model: Any, start: int, end: int) -> Any:
-    """A shallow copy of `model` that runs blocks start..end and no final norm; it shares all weights."""
-    view = copy.copy(model)
-    view._modules = dict(model._modules)
-    view.config = copy.deepcopy(model.config)
-    _cut_config(view.config, start, end)
-    for name, module in model._modules.items():
-        if isinstance(module, nn.ModuleList) and module is _blocks(model):
-            view._modules[name] = nn.ModuleList(list(module)[start:end])
-    for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
-        if name in view._modules:
-            view._modules[name] = nn.Identity()
-    return view
-
-
-def _cut_config(config: Any, start: int, end: int) -> None:
-    for name in ("layer_types", "mlp_layer_types"):
-        if kinds := getattr(config, name, None):
-            setattr(config, name, list(kinds)[start:end])
-    config.num_hidden_layers = end - start
-
-
-@contextlib.contextmanager
-def _short_windows(config: Any, tokens: int) -> Iterator[None]:
-    """Sliding windows shorter than the checked batch: in longer ones a sliding block looks like a full one."""
-    own = getattr(config, "sliding_window", None)
-    if own:
-        config.sliding_window = min(own, tokens)
-    try:
-        yield
-    finally:
-        if own:
-            config.sliding_window = own
-
-
 def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"{folder / 'config.json'}: not of a model that is known here ({_first_line(error)})"
-        ) from None
+        raise UsageError(f"{folder / 'config.json'}: not of a model that is known here ({first_line(error)})") from None
 
 
 def _device(name: str) -> torch.device:
@@ -324,7 +207,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device's code
-        raise UsageError(f"device {name!r}: not to be had here ({_first_line(error)})") from None
+        raise UsageError(f"device {name!r}: not to be had here ({first_line(error)})") from None
     return device
 
 
@@ -334,17 +217,6 @@ def _unpack_mxfp4(config: Any, device: torch.device) -> None:
     if isinstance(packed, dict) and packed.get("quant_method") == "mxfp4":
         missing = device.type != "cuda" or not all(importlib.util.find_spec(name) for name in MXFP4_NEEDS)
         config.quantization_config = {**packed, "dequantize": missing}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _blocks(model: Any) -> nn.ModuleList:
-    for name in ("layers", "h", "blocks"):
-        if isinstance(found := model._modules.get(name), nn.ModuleList):
-            return found
-    raise UsageError(f"{type(model).__name__}: no list of transformer blocks found (layers, h or blocks)")
 
 
 @contextlib.contextmanager

@@ -254,6 +254,9 @@ def _fit(head: nn.Module, states: States, task: _Task, rate: float, epochs: int,
         name: [rows[batch] for batch in batches(lengths_M[rows].tolist(), config.batch_tokens)]
         for name, rows in task.rows.items()
     }
+    # One scale for all batches, so that each window counts by its weight and not by its company.
+    known_MD = task.targets_MD[task.rows["fit"]].isfinite()
+    batch_weight = float((known_MD * task.weights_M[task.rows["fit"]][:, None]).sum()) / len(packed["fit"])
     steps = epochs * len(packed["fit"])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
     generator = np.random.default_rng([config.seed, 0xF1])
@@ -262,9 +265,9 @@ def _fit(head: nn.Module, states: States, task: _Task, rate: float, epochs: int,
         for epoch in range(epochs):
             head.train()
             for position in generator.permutation(len(packed["fit"])):
-                loss, count = _loss(head, states, packed["fit"][position], task)
+                loss, _ = _loss(head, states, packed["fit"][position], task)
                 optimizer.zero_grad()
-                (loss / count).backward()
+                (loss / batch_weight).backward()
                 nn.utils.clip_grad_norm_(head.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
