@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,12 +17,34 @@ from tests.support.hub_server import Hub
 
 from gristmill.base.files import sha256_folder
 from gristmill.scorer.backbone.tiny import write_tiny
-from gristmill.scorer.heads import bundle
 from gristmill.scorer.heads.files import FILES
 from gristmill.scorer.tables import read_parquet
 
 NAME, ADDRESS, TOKEN = "org/heads", "hf://org/heads", "hf_test_secret"
-Scorer = Callable[..., subprocess.CompletedProcess[str]]
+# Commands one after the other, as a process each would be slow.
+COMMANDS = """
+import contextlib, io, json, sys
+from gristmill.scorer import cli
+results = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:], said = arguments, [io.StringIO(), io.StringIO()]
+    with contextlib.redirect_stdout(said[0]), contextlib.redirect_stderr(said[1]):
+        try:
+            cli.main()
+        except SystemExit as end:
+            results.append([end.code or 0, *(stream.getvalue() for stream in said)])
+print(json.dumps(results))
+"""
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Scorer = Callable[..., list[Done]]
+"""Runs commands, each a tuple of its arguments."""
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +66,20 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def scorer(hub: Hub, tmp_path: Path) -> Scorer:
-    """Runs the command as a user of `hub` would; looks for the token in all that it says."""
+    """As a user of `hub` would run it; looks for the token in all that it says."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
         "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(*commands: tuple[object, ...]) -> list[Done]:
+        given = json.dumps([[str(one) for one in arguments] for arguments in commands])
         done = subprocess.run(
-            [sys.executable, "-c", "from gristmill.scorer.cli import main; main()", *map(str, arguments)],
-            env=environment, capture_output=True, text=True, check=False, timeout=120,
+            [sys.executable, "-c", COMMANDS, given], env=environment, capture_output=True, text=True, check=False,
+            timeout=300,
         )  # fmt: skip
-        assert TOKEN not in done.stdout + done.stderr
-        return done
+        assert done.returncode == 0 and TOKEN not in done.stdout + done.stderr, done.stderr
+        return [Done(*result) for result in json.loads(done.stdout.splitlines()[-1])]
 
     return run
 
@@ -65,13 +90,11 @@ def committed(hub: Hub) -> set[str]:
 
 def test_pushed_in_one_commit_and_pulled_to_the_byte(hub: Hub, scorer: Scorer, heads: Path, tmp_path: Path) -> None:
     (heads / ".notes").write_text("not for others")
-    done = scorer("push", heads, ADDRESS)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{ADDRESS}@{hub.repositories[NAME].commits[-1].sha}\n"
+    pushed, pulled = scorer(("push", heads, ADDRESS), ("pull", ADDRESS, tmp_path / "back"))
+    assert pushed == Done(0, f"{ADDRESS}@{hub.repositories[NAME].commits[-1].sha}\n", "")
+    assert pulled == Done(0, f"{tmp_path / 'back'}: heads of {ADDRESS}\n", "")
     assert len(hub.repositories[NAME].commits) == 2 and committed(hub) == {*FILES, "manifest.json"}
     assert not any(request.token for request in hub.seen("/store/"))  # the token stays on the Hub's own host
-    done = scorer("pull", done.stdout.strip(), tmp_path / "back")
-    assert done.returncode == 0, done.stderr
     assert sha256_folder(tmp_path / "back") == sha256_folder(heads)
     assert [path.name for path in (tmp_path / "back").iterdir() if path.name.startswith(".")] == []
 
@@ -79,65 +102,66 @@ def test_pushed_in_one_commit_and_pulled_to_the_byte(hub: Hub, scorer: Scorer, h
 def test_heads_that_lost_their_thresholds_lose_them_on_the_hub(
     hub: Hub, scorer: Scorer, heads: Path, backbone: Path, tmp_path: Path
 ) -> None:
-    assert scorer("push", heads, ADDRESS).returncode == 0
-    old = hub.repositories[NAME].commits[-1].sha
     bare = write_heads(tmp_path / "bare", backbone, seed=2)
-    assert scorer("push", bare, ADDRESS).returncode == 0
+    assert all(done.code == 0 for done in scorer(("push", heads, ADDRESS), ("push", bare, ADDRESS)))
     assert "calibration.json" not in committed(hub)
-    assert scorer("pull", ADDRESS, tmp_path / "back").returncode == 0
+    old = hub.repositories[NAME].commits[-2].sha
+    assert scorer(("pull", ADDRESS, tmp_path / "back"))[0].code == 0
     assert sha256_folder(tmp_path / "back") == sha256_folder(bare)
-    assert scorer("pull", f"{ADDRESS}@{old}", tmp_path / "back").returncode == 0  # over the other ones
+    assert scorer(("pull", f"{ADDRESS}@{old}", tmp_path / "back"))[0].code == 0  # over the other ones
     assert sha256_folder(tmp_path / "back") == sha256_folder(heads)
 
 
 def test_an_address_stands_wherever_a_folder_may(
     hub: Hub, scorer: Scorer, heads: Path, backbone: Path, tmp_path: Path
 ) -> None:
-    assert scorer("push", heads, ADDRESS, "--private").returncode == 0
-    assert hub.repositories[NAME].private
     (tmp_path / "docs.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts(5)))
     output = tmp_path / "scores.parquet"
-    common = ("--backbone", backbone, "--input", tmp_path / "docs.jsonl", "--output", output)
-    done = scorer("score", "--heads", ADDRESS, *common)
-    assert done.returncode == 0, done.stderr
-    assert read_parquet(output)["quality"].null_count == 0
-    done = scorer("inspect", f"{ADDRESS}@{hub.repositories[NAME].commits[-1].sha}")
-    assert done.returncode == 0 and "# Quality heads" in done.stdout
-    assert scorer("selftest", ADDRESS, "--backbone", backbone).returncode == 0
+    pushed, scored, inspected, tested = scorer(
+        ("push", heads, ADDRESS, "--private"),
+        ("score", "--heads", ADDRESS, "--backbone", backbone, "--input", tmp_path / "docs.jsonl", "--output", output),
+        ("inspect", f"{ADDRESS}@main"),
+        ("selftest", ADDRESS, "--backbone", backbone),
+    )
+    assert pushed.code == 0 and hub.repositories[NAME].private
+    assert scored.code == 0 and read_parquet(output)["quality"].null_count == 0
+    assert inspected.code == 0 and "# Quality heads" in inspected.out
+    assert tested.code == 0 and "gives the scores that it gave" in tested.out
 
 
 def test_nothing_but_a_heads_folder_is_fetched(hub: Hub, scorer: Scorer, heads: Path, tmp_path: Path) -> None:
-    assert scorer("push", heads, ADDRESS).returncode == 0
-    hub.put(NAME, {"pytorch_model.bin": b"\x80\x04 pickle", "setup.py": b"import os"})
-    assert scorer("pull", ADDRESS, tmp_path / "back").returncode == 0
-    assert not hub.seen(r"pytorch_model|setup\.py") and sha256_folder(tmp_path / "back") == sha256_folder(heads)
     before = sha256_folder(heads)
-    hub.put(NAME, {"metrics.json": b"{}"})
-    done = scorer("pull", ADDRESS, heads)
-    assert done.returncode == 3 and "metrics.json: altered" in done.stderr
-    assert sha256_folder(heads) == before, "what was there stays"
+    assert scorer(("push", heads, ADDRESS))[0].code == 0
+    hub.put(NAME, {"pytorch_model.bin": b"\x80\x04 pickle", "setup.py": b"import os"})
     hub.put("org/model", {"config.json": b"{}"})
-    done = scorer("pull", "hf://org/model", tmp_path / "model")
-    assert done.returncode == 3 and "no heads folder" in done.stderr
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("years of work")
-    assert scorer("pull", ADDRESS, tmp_path / "work").returncode == 2
+    pulled, model, occupied = scorer(
+        ("pull", ADDRESS, tmp_path / "back"),
+        ("pull", "hf://org/model", tmp_path / "model"),
+        ("pull", ADDRESS, tmp_path / "work"),
+    )
+    assert pulled.code == 0 and sha256_folder(tmp_path / "back") == before
+    assert not hub.seen(r"pytorch_model|setup\.py")
+    assert model.code == 3 and "no heads folder" in model.err
+    assert occupied.code == 2 and "holds thesis.tex" in occupied.err
+    hub.put(NAME, {"metrics.json": b"{}"})
+    (altered,) = scorer(("pull", ADDRESS, heads))
+    assert altered.code == 3 and "metrics.json: altered" in altered.err
+    assert sha256_folder(heads) == before, "what was there stays"
 
 
 def test_what_goes_wrong_is_told_in_a_line(hub: Hub, scorer: Scorer, heads: Path, tmp_path: Path) -> None:
-    for arguments, code, said in (
+    hub.fail("POST .*/commit/", status=403)
+    expected = (
+        (("push", heads, ADDRESS), 1, "check the connection, HF_TOKEN"),
+        (("push", heads, ADDRESS), 0, ""),
         (("pull", "hf://org/none", tmp_path / "back"), 2, "no such model"),
+        (("pull", f"{ADDRESS}@v9", tmp_path / "back"), 2, "no such revision"),
         (("push", heads, "org/heads"), 2, "hf://ORG/NAME"),
         (("push", heads, f"{ADDRESS}@v1"), 2, "name no revision"),
         (("push", tmp_path, ADDRESS), 3, "manifest.json: no such file"),
-    ):
-        done = scorer(*arguments)
-        assert done.returncode == code and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
-    assert scorer("push", heads, ADDRESS).returncode == 0
-    done = scorer("pull", f"{ADDRESS}@v9", tmp_path / "back")
-    assert done.returncode == 2 and "no such revision" in done.stderr
-    hub.fail("POST .*/commit/", status=403)
-    (heads / ".x").write_text("")
-    bundle.save_calibration(loaded := bundle.load(heads), {**(loaded.calibration or {}), "note": 1}, heads)
-    done = scorer("push", heads, ADDRESS)
-    assert done.returncode == 1 and "HF_TOKEN" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    )
+    for (arguments, code, said), done in zip(expected, scorer(*(one[0] for one in expected)), strict=True):
+        assert done.code == code and said in done.err, (arguments, done)
+        assert len(done.err.splitlines()) == (1 if code else 0), done.err

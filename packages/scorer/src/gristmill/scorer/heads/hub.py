@@ -104,10 +104,13 @@ def _download(address: Address) -> Path:
 
 @contextmanager
 def _calling(address: Address) -> Iterator[None]:
-    """Say in one line what the Hub's client says in many. Its messages hold no token."""
+    """Say in one line what the Hub's client says in many, without bars for a few small files. It tells no token."""
     from huggingface_hub import errors
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+    silent = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         yield
     except (errors.RepositoryNotFoundError, errors.GatedRepoError):
@@ -125,6 +128,9 @@ def _calling(address: Address) -> Iterator[None]:
         raise GristmillError(
             f"{address}: {_first_line(error)}; check the connection, HF_TOKEN or `hf auth login`, and run it again"
         ) from None
+    finally:
+        if not silent:
+            enable_progress_bars()
 
 
 def _first_line(error: BaseException) -> str:
