@@ -121,6 +121,8 @@ def test_the_card_tells_the_verdict_the_thresholds_and_what_they_promise(measure
         told = [group[who] for who in ("oracle", "judge")]
         assert all(f"{one['errors']} of {one['n']} (at most {one['upper']:.1%})" in text for one in told)
     assert "Not calibrated" in card(IDENTITY, CONFIG, RUBRIC, metrics, None)
+    stamped = card(IDENTITY, CONFIG, RUBRIC, metrics, calibration | {"mode": "expected", "fd_upper": None})
+    assert "tau_drop is UNCERTIFIED" in stamped and "own labels" not in stamped
     fitted = card(IDENTITY, CONFIG, RUBRIC, metrics, calibration | {"weights": {"vowels": 0.75, "noise": 0.25}})
     assert "overall grade: vowels 0.75, noise 0.25" in fitted
 

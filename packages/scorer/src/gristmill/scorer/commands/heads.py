@@ -74,14 +74,14 @@ def calibrate(
     from gristmill.base.config import load
     from gristmill.scorer.config import CalibrationConfig
     from gristmill.scorer.heads import bundle
-    from gristmill.scorer.heads.card import threshold_table
+    from gristmill.scorer.heads.card import promise, threshold_table
     from gristmill.scorer.heads.thresholds import calibrate_bundle
     from gristmill.scorer.tables import graded_with, read_documents, read_parquet
 
     settings = load(CalibrationConfig, config)
     own = graded_with(read_parquet(labels), bundle.load(heads).rubric)
     result = calibrate_bundle(heads, backbone, own, read_documents(unlabelled), settings, threads)
-    print("\n".join(threshold_table(result)))
+    print("\n".join([promise(result), "", *threshold_table(result)]))
 
 
 def inspect(heads: Annotated[Path, tyro.conf.Positional]) -> int | None:

@@ -242,7 +242,7 @@ def curve_table(exits: Mapping[str, Any]) -> list[str]:
 def _thresholds(calibration: Mapping[str, Any] | None) -> list[str]:
     if calibration is None:
         return ["Not calibrated: nothing exits early and no keep threshold is proposed."]
-    return [_promise(calibration), "", *threshold_table(calibration), *_weights(calibration)]
+    return [promise(calibration), "", *threshold_table(calibration), *_weights(calibration)]
 
 
 def threshold_table(calibration: Mapping[str, Any]) -> list[str]:
@@ -251,6 +251,8 @@ def threshold_table(calibration: Mapping[str, Any]) -> list[str]:
     for source, group in calibration["groups"].items():
         drops = [_drops(group[who]) for who in ("oracle", "judge")]
         certified = "all" if source == ALL else "pooled" if group["drop_parent"] else "own labels"
+        if calibration["mode"] != "certified":
+            certified = "UNCERTIFIED"
         low, high = group["keep_ci95"]
         rows.append(
             [
@@ -266,7 +268,8 @@ def threshold_table(calibration: Mapping[str, Any]) -> list[str]:
     return table(header, rows)
 
 
-def _promise(calibration: Mapping[str, Any]) -> str:
+def promise(calibration: Mapping[str, Any]) -> str:
+    """What tau_drop is sure not to lose, in a paragraph."""
     if calibration["mode"] != "certified" or calibration["fd_upper"] is None:
         return (
             f"tau_drop is UNCERTIFIED, expected mode: {calibration['max_false_drop']:.1%} of good documents lost in "
