@@ -12,14 +12,15 @@ from tests.support.oracle_server import Oracle
 
 from gristmill.base import cli as base_cli
 from gristmill.scorer.backbone.tiny import write_tiny
-from gristmill.scorer.commands import heads, oracle
+from gristmill.scorer.commands import oracle as oracle_commands
+from gristmill.scorer.commands.heads import train_heads
 from gristmill.scorer.tables import graded_with, read_documents, rubrics_of
 
 RUBRICS = Path(__file__).parents[2] / "pipelines" / "rubrics"
 N = 150
 COMMANDS = {
-    "label": base_cli.typed(oracle.label, "scorer label"),
-    "train-heads": base_cli.typed(heads.train_heads, "t"),
+    "label": base_cli.typed(oracle_commands.label, "scorer label"),
+    "train-heads": base_cli.typed(train_heads, "t"),
 }
 
 
