@@ -14,7 +14,8 @@ metrics["splits"][SPLIT], for the splits select and audit:
   slices.{source,language,length}.VALUE.NAME   n, spearman, mae, bias of the quality
   reliability.HEAD            quality: n, ece, bins; levels.DIMENSION.LEVEL: brier, base, ece, bins (reliability.py),
                               with maps fitted on the other split
-  bias                        length.NAME.TARGET: partial Spearman with log length, the oracle's grade given;
+  bias                        length.NAME.TARGET: partial Spearman with log length, the oracle's grade given (of what
+                              is no head, for the quality alone);
                               correlations.{oracle,HEAD}: Spearman of pairs of dimensions; redundant: those above .95
   ceiling.DIMENSION           r, repeats, ceiling: what a perfect head could reach, from an audit's retest reliability
   verdict                     head; against.NAME: by how much its Spearman of the quality beats that predictor's
@@ -178,7 +179,9 @@ def _evaluate(
             _without_errors(measured[QUALITY])
         report["predictors"][name] = measured
         lengths[name] = {
-            target: _length_bias(truth, values, tokens_N, resamples) for target, (truth, values, _) in targets.items()
+            target: _length_bias(truth, values, tokens_N, resamples)
+            for target, (truth, values, _) in targets.items()
+            if name in HEADS or target == QUALITY
         }
         quality_N = targets[QUALITY][1]
         both_N = known_N & np.isfinite(quality_N)
