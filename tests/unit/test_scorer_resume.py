@@ -72,16 +72,18 @@ def start(backbone: Path, heads: Path, documents: Path, output: Path) -> subproc
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bytes(
-    backbone: Path, heads: Path, documents: Path, tmp_path: Path
+    run: Run, backbone: Path, heads: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert start(backbone, heads, documents, tmp_path / "calm" / "scores.parquet").wait() == 0
+    monkeypatch.setattr(scores, "PART_ROWS", 16)
+    calm = ("--backbone", backbone, "--input", documents, "--output", tmp_path / "calm" / "scores.parquet")
+    assert run("score", "--heads", heads, *calm) == 0
     output = tmp_path / "killed" / "scores.parquet"
     parts = output.with_name(".scores.parquet.parts")
     kills, known = 0, 0
     while True:
         process = start(backbone, heads, documents, output)
         while process.poll() is None and (kills >= 2 or len(list(parts.glob("*.parquet"))) < known + 3):
-            time.sleep(0.002)
+            time.sleep(0.02)
         if process.poll() is not None:
             break
         process.kill()
