@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gristmill.base.errors import DataError
+from gristmill.scorer.rubric import rubric_from_mapping
 
+RUBRIC = rubric_from_mapping(
+    {
+        "name": "soundness",
+        "dimensions": [{"name": "soundness", "question": "?", "anchors": {"0": "badly damaged", "4": "untouched"}}],
+    },
+    "bench scorer",
+)
 PASSAGE = 640  # characters, about 160 tokens of the demo's model
 WORST = 4
 GOOD = 1  # the most damage that a good document may have
