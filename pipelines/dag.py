@@ -28,9 +28,11 @@ from gristmill.scorer.backbone.hub import local_folder
 from gristmill.scorer.config import CalibrationConfig, ScoringConfig
 from gristmill.scorer.config import TrainConfig as HeadsConfig
 from gristmill.scorer.rubric import load_rubric
+from gristmill.scorer.scoring.others import FORMS, Ensemble, Other, parse
 from gristmill.shards.remote import places
+from heads import Drift, Heads, Reference, Score, Thresholds, heads_of
 from measures import ModelConfigs, measuring_stages
-from nodes import Drift, Grade, GradeConfig, Heads, Sample, SampleConfig, Score, Thresholds, heads_of
+from nodes import Grade, GradeConfig, Sample, SampleConfig
 
 HERE = Path(__file__).resolve().parent
 REPLIES, FEATURES = Path("labels", ".replies"), Path("labels", ".features")
@@ -76,6 +78,10 @@ class PipelineConfig(DuplicateConfigs, ModelConfigs, RunOptions):
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    scorers: tuple[str, ...] = ()
+    """Other scorers, each a column of `scores`: NAME=encoder:FOLDER[:LABEL] or NAME=fasttext:FILE:LABEL."""
+    ensemble: Ensemble = "none"
+    """scores.ensemble: the quality and all other scorers together, each as its rank in a sample of the run."""
     fail_drift: bool = False
     """End the run where a source's scores are not distributed as when its thresholds were set; drift/ says which."""
     pack: PackConfig = field(default_factory=PackConfig)
@@ -142,13 +148,15 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
             raise UsageError("--rubric and --rubrics name different rubrics that have the same name; rename one")
         routes = {source: heads_of(rubric) for source, rubric in by_source.items()}
         features = config.output.absolute() / FEATURES
+        score = Score(backbone, routes, config.scoring, _others(config), config.ensemble)
         nodes += [
             Select(policy.before("scores"), "survivors", "survivors"),
             Sample(config.sample),
             Grade(_absolute(config.oracle), by_source, _grading(config), config.output.absolute() / REPLIES),
             *(Heads(backbone, one, by_source, config.heads, config.calibration, features) for one in distinct),
             Thresholds(routes),
-            Score(backbone, routes, config.scoring),
+            *([Reference(score)] if config.ensemble != "none" else []),
+            score,
             Drift(distinct, config.fail_drift),
         ]
         extra.append("scores")
@@ -184,6 +192,16 @@ def _existing(flag: str, path: Path) -> Path:
     if not path.is_file():
         raise UsageError(f"{flag} {path}: no such file")
     return path.resolve()
+
+
+def _others(config: PipelineConfig) -> list[Other]:
+    """By their whole paths: workers on Ray may have another working folder."""
+    others = [other._replace(path=other.path.absolute()) for other in parse(config.scorers)]
+    if missing := [other for other in others if not other.path.exists()]:
+        raise UsageError(f"--scorers {missing[0].name}: {missing[0].path}: no such file or folder")
+    if config.ensemble != "none" and not others:
+        raise UsageError(f"--ensemble {config.ensemble}: with what? Name another scorer by --scorers {FORMS}")
+    return others
 
 
 def _grading(config: PipelineConfig) -> GradeConfig:

@@ -1,4 +1,4 @@
-"""The model side as nodes of the DAG: sampling, grading, heads, scoring, training, comparing.
+"""The model side as nodes of the DAG: sampling, grading, states, training, comparing; heads.py has the scoring.
 
 datapipe knows no torch and scorer no DAG; a pipeline is where they meet. Each class only adapts a library call.
 """
@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gristmill.base.config import from_mapping
-from gristmill.base.errors import DataError, GristmillError
+from gristmill.base.errors import GristmillError
 from gristmill.base.files import atomic_path, write_json
 from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step
 from gristmill.scorer.audit.injections import suspicious
-from gristmill.scorer.config import CalibrationConfig, PooledConfig, ScoringConfig
-from gristmill.scorer.config import TrainConfig as HeadsConfig
+from gristmill.scorer.config import PooledConfig
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import SamplingConfig, share, split_of, stratified_sample
 from gristmill.trainer.config import TrainConfig
@@ -144,149 +143,6 @@ class Grade(Stage):
         return grades.drop_columns(["seconds"])  # the only column that another run would fill otherwise
 
 
-class Heads(Step):
-    """heads/NAME: probe and judge distilled from the grades on a rubric, with thresholds calibrated on other labels.
-
-    rubrics: by source; "" is for all others. These heads are for the sources that `rubric` is for. features: a folder
-    that keeps what the backbone made of the labels' text; no output, it only saves time.
-    """
-
-    version = 3
-
-    def __init__(
-        self, backbone: Path, rubric: Rubric, rubrics: Mapping[str, Rubric], training: HeadsConfig,
-        calibration: CalibrationConfig, features: Path,
-    ) -> None:  # fmt: skip
-        self.name, self.folder = heads_of(rubric), f"heads/{rubric.name}"
-        self.requires = ("sample", "grades")
-        self._backbone, self._rubric, self._training, self._calibration = backbone, rubric, training, calibration
-        self._features, self._rubrics = features, rubrics
-        routes = {source: other.name for source, other in rubrics.items()}
-        self.config = {"rubric": rubric.sha, "routes": routes, "training": training, "calibration": calibration}
-        self.resources = _resources(training.threads, training.device)
-        self.libraries = ("scipy", "tokenizers", "torch", "transformers")
-
-    def files(self) -> Sequence[Path]:
-        return model_files(self._backbone)
-
-    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        from gristmill.scorer.heads.distil import train_bundle
-        from gristmill.scorer.heads.thresholds import calibrate_bundle
-        from gristmill.scorer.tables import graded_with
-
-        grades = inputs.table("grades")  # its text is what the oracle was shown
-        for column in ("id", "source", "weight", "split", "flagged"):
-            grades = grades.append_column(column, inputs.table("sample", (column,))[column])
-        labels = graded_with(grades, self._rubric)
-        bundle = train_bundle(labels, self._rubric, self._backbone, out, self._training, self._features)
-        unlabelled = pq.ParquetFile(inputs.folders["sample"] / "unlabelled.parquet").read()
-        own = [
-            self._rubrics.get(source, self._rubrics[""]) == self._rubric for source in unlabelled["source"].to_pylist()
-        ]
-        unlabelled = unlabelled.filter(pa.array(own, pa.bool_()))
-        result = calibrate_bundle(out, self._backbone, labels, unlabelled, self._calibration, self._training.threads)
-        failed = sum(status != "ok" for status in labels["status"].to_pylist())
-        tokens = sum(sum(labels[name].to_pylist()) for name in ("prompt_tokens", "reply_tokens"))
-        return {
-            "labels": len(labels), "failed_grades": failed, "judge": int(bundle.judge is not None),
-            "certified": int(result["mode"] == "certified"), "oracle_tokens": tokens,
-        }  # fmt: skip
-
-
-def heads_of(rubric: Rubric) -> str:
-    """The name of the node that trains a rubric's heads."""
-    return f"heads_{rubric.name}"
-
-
-class Thresholds(Step):
-    """thresholds/: calibration.json with the groups of all heads, each source's from the heads that score it."""
-
-    name, folder, version = "thresholds", "thresholds", 1
-
-    def __init__(self, routes: Mapping[str, str]) -> None:
-        self._routes = routes
-        self.requires = tuple(dict.fromkeys(routes.values()))
-        self.config = {"routes": routes}
-
-    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        from gristmill.scorer.heads.calibration import ALL
-        from gristmill.scorer.heads.files import check_files, read_calibration
-
-        groups: dict[str, Any] = {}
-        for source, node in sorted(self._routes.items()):  # "" first: the others stand above it
-            check_files(inputs.folders[node])
-            found = (read_calibration(inputs.folders[node]) or {})["groups"]
-            groups |= found if not source else {source: found.get(source, found[ALL])}
-        write_json(out / "calibration.json", {"groups": groups})
-        return {"groups": len(groups)}
-
-
-class Score(Stage):
-    """scores: quality of each document that the rules so far keep, from the probe or, where it goes on, the judge.
-
-    routes: the node of the heads by source; "" is for all others.
-    """
-
-    name, folder, version = "scores", "annotations/scores", 2
-    columns, requires = ("text", "source"), ("survivors",)
-
-    def __init__(self, backbone: Path, routes: Mapping[str, str], scoring: ScoringConfig) -> None:
-        self._backbone, self._routes, self._scoring = backbone, routes, scoring
-        self.needs = tuple(dict.fromkeys(routes.values()))
-        self.config = {"routes": routes, "scoring": scoring}
-        self.resources = _resources(scoring.threads, scoring.device)
-        self.libraries = ("tokenizers", "torch", "transformers")
-
-    def files(self) -> Sequence[Path]:
-        return model_files(self._backbone)
-
-    def setup(self, folders: Mapping[str, Path]) -> None:
-        from gristmill.scorer.scoring.router import Router
-
-        heads = {source: folders[node] for source, node in self._routes.items()}
-        self._router = Router.load(heads, self._backbone, self._scoring)
-
-    def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
-        keep = previous["survivors"]["keep"].to_numpy(zero_copy_only=False)
-        chosen = table.filter(pa.array(keep))
-        scores = self._router.score(chosen["text"].to_pylist(), chosen["source"].to_pylist())
-        rows = np.where(keep, np.cumsum(keep) - 1, -1)  # null where the rules had dropped the document already
-        return scores.take(pa.array(rows, mask=~keep))
-
-
-class Drift(Step):
-    """drift/drift.json: whether each source's scores are distributed as when its thresholds were set.
-
-    fail: end the run where one is not.
-    """
-
-    name, folder, version = "drift", "drift", 1
-
-    def __init__(self, rubrics: Sequence[Rubric], fail: bool) -> None:
-        self._heads = {rubric.name: heads_of(rubric) for rubric in rubrics}
-        self.requires = ("documents", "scores", *self._heads.values())
-        self.config = {"fail": fail}
-
-    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        from gristmill.scorer.heads.drift import check_drift
-        from gristmill.scorer.heads.files import read_calibration
-
-        table = inputs.table("documents", ("id", "source"))
-        scores = inputs.table("scores", ("quality", "tokens", "rubric"))
-        for name in scores.column_names:
-            table = table.append_column(name, scores[name])
-        found = []
-        for name, node in self._heads.items():
-            own = table.filter(pa.array([one == name for one in table["rubric"].to_pylist()], pa.bool_()))
-            found += [(name, drift) for drift in check_drift(own, read_calibration(inputs.folders[node]) or {})]
-        rows = [{"rubric": name, **vars(drift), "drifted": drift.drifted} for name, drift in found]
-        write_json(out / "drift.json", {"sources": rows})
-        drifted = [str(drift) for _, drift in found if drift.drifted]
-        if drifted and self.config["fail"]:
-            raise DataError(f"scores have drifted from the thresholds: {'; '.join(drifted)}; calibrate again")
-        return {"sources": len(rows), "drifted": len(drifted)}
-
-
 class States(Stage):
     """states: state, a vector for each document that the selection `among` keeps; null elsewhere."""
 
@@ -384,10 +240,6 @@ class Compare(Step):
         result = compare(inputs.folders[a], inputs.folders[b], subsets={"kept by the policy": ids})
         write_json(out / "comparison.json", result)
         return {"sets": len(result["sets"])}
-
-
-def _resources(threads: int, device: str) -> Resources:
-    return Resources(cpus=float(threads), gpus=float(device.startswith("cuda")))
 
 
 def model_files(folder: Path) -> Sequence[Path]:

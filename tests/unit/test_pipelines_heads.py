@@ -18,10 +18,11 @@ from gristmill.base.files import read_json
 from gristmill.datapipe.workflow.stage import Inputs
 from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.config import ScoringConfig
+from gristmill.scorer.scoring.others import parse
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 sys.path.insert(0, str(PIPELINES))
-nodes: Any = pytest.importorskip("nodes")
+heads: Any = pytest.importorskip("heads")
 dag: Any = pytest.importorskip("dag")
 GENERAL, CODE = rubric("general"), rubric("code", ("clarity", "noise"))
 ROUTES = {"": "heads_general", "code": "heads_code"}
@@ -46,7 +47,7 @@ def folders(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def score(backbone: Path, folders: dict[str, Path], keep: np.ndarray) -> pa.Table:
-    stage = nodes.Score(backbone, ROUTES, ScoringConfig(shadow=0))
+    stage = heads.Score(backbone, ROUTES, ScoringConfig(shadow=0))
     assert stage.needs == ("heads_general", "heads_code")
     stage.setup(folders)
     table = pa.table({"text": texts(len(SOURCES)), "source": SOURCES})
@@ -64,8 +65,38 @@ def test_documents_are_scored_by_the_heads_of_their_source(backbone: Path, folde
     assert nothing.schema.equals(table.schema), "partitions of one output have the same columns"
 
 
+def test_other_scorers_stand_beside_and_an_ensemble_is_the_same_in_any_partition(
+    backbone: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    fasttext = pytest.importorskip("fasttext")
+    (tmp_path / "train.txt").write_text("__label__hq flour bread mill\n__label__lq salt night\n" * 60)
+    model = fasttext.train_supervised(str(tmp_path / "train.txt"), dim=4, thread=1, verbose=0)
+    model.save_model(str(tmp_path / "quality.bin"))
+    others = parse([f"dclm=fasttext:{tmp_path / 'quality.bin'}:hq"])
+    stage = heads.Score(backbone, ROUTES, ScoringConfig(), others, "mean")
+    assert stage.needs[-1] == "reference" and tmp_path / "quality.bin" in stage.files()
+    reference = heads.Reference(stage)
+    assert reference.requires == ("sample", "heads_general", "heads_code")
+    (tmp_path / "sample").mkdir()
+    sample = pa.table({"text": texts(80, seed=5), "source": SOURCES[:80]})
+    pq.write_table(sample, tmp_path / "sample" / "unlabelled.parquet")
+    assert reference.run(Inputs({**folders, "sample": tmp_path / "sample"}, {}), tmp_path) == {"documents": 80}
+    stage.setup({**folders, "reference": tmp_path})
+    table = pa.table({"text": [*texts(39), ""], "source": SOURCES[:40]})
+
+    def annotate(part: pa.Table) -> pa.Table:
+        return stage.annotate(part, {"survivors": pa.table({"keep": np.ones(len(part), bool)})})
+
+    whole = annotate(table)
+    assert whole["dclm"].null_count == whole["ensemble"].null_count == 1
+    assert all(0 <= value <= 1 for value in whole["ensemble"].to_pylist()[:-1])
+    parts = pa.concat_tables([annotate(table.slice(0, 11)), annotate(table.slice(11))])
+    one, other = (scores["ensemble"].to_numpy() for scores in (whole, parts))
+    np.testing.assert_allclose(one, other, atol=0.02)
+
+
 def test_a_sources_thresholds_are_those_of_the_heads_that_score_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    step = nodes.Thresholds({**ROUTES, "proofs": "heads_code"})
+    step = heads.Thresholds({**ROUTES, "proofs": "heads_code"})
     assert step.run(Inputs(folders, {}), tmp_path) == {"groups": 4}
     groups = read_json(tmp_path / "calibration.json")["groups"]
     found = {name: (group["tau_drop"], group["tau_keep"]) for name, group in groups.items()}
@@ -85,14 +116,14 @@ def test_drift_is_written_and_ends_the_run_where_that_is_asked(
         everywhere[name].mkdir()
         pq.write_table(table, everywhere[name] / "part-0.parquet")
     inputs = Inputs(everywhere, dict.fromkeys(tables, ("part-0.parquet",)))
-    step = nodes.Drift([GENERAL, CODE], fail=False)
+    step = heads.Drift([GENERAL, CODE], fail=False)
     assert step.requires == ("documents", "scores", "heads_general", "heads_code")
     counts = step.run(inputs, tmp_path)
     rows = read_json(tmp_path / "drift.json")["sources"]
     assert [(row["rubric"], row["source"], row["n"]) for row in rows] == [("general", "web", 60), ("code", "code", 60)]
     assert counts == {"sources": 2, "drifted": sum(row["drifted"] for row in rows)} and counts["drifted"]
     with pytest.raises(DataError, match="drifted from the thresholds: web: 60 documents"):
-        nodes.Drift([GENERAL, CODE], fail=True).run(inputs, tmp_path)
+        heads.Drift([GENERAL, CODE], fail=True).run(inputs, tmp_path)
 
 
 def test_each_rubric_has_its_heads_and_no_two_share_a_name(backbone: Path, tmp_path: Path) -> None:
@@ -111,6 +142,7 @@ def test_each_rubric_has_its_heads_and_no_two_share_a_name(backbone: Path, tmp_p
     assert found["scores"].config["routes"] == {
         "": "heads_general", "code": "heads_code", "scripts": "heads_code", "web": "heads_general",
     }  # fmt: skip
+    assert found["scores"].needs == ("heads_general", "heads_code") and "reference" not in found
     renamed = tmp_path / "renamed.toml"
     renamed.write_text(code.read_text().replace('name = "code"', 'name = "general"', 1))
     with pytest.raises(UsageError, match="different rubrics that have the same name"):

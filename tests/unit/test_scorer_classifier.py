@@ -106,11 +106,13 @@ def test_fasttext_gives_the_labels_probability_of_the_text_as_one_line(quality: 
 
 def test_others_are_opened_by_kind_and_place(quality: Path, tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m")
-    opened = others.open_scorers([f"toxic=encoder:{folder}:toxic", f"hq=fasttext:{quality}:hq"], ["vowels"])
+    given = others.parse([f"toxic=encoder:{folder}:toxic", f"hq=fasttext:{quality}:hq", "edu=encoder:org/model"])
+    assert given[2] == ("edu", "encoder", Path("org/model"), "")
+    opened = others.open_scorers(given[:2], ["vowels"])
     assert list(opened) == ["toxic", "hq"]
-    for one in opened.values():
-        assert np.isfinite(one.score(["flour"])).all() and np.isnan(one.score([""])).all()
-    for given, said in (
+    for other in opened.values():
+        assert np.isfinite(other.score(["flour"])).all() and np.isnan(other.score([""])).all()
+    for one, said in (
         ("hq", "write NAME=encoder"),
         ("hq=bert:x", "write NAME=encoder"),
         ("two words=encoder:x", "write NAME=encoder"),
@@ -122,11 +124,25 @@ def test_others_are_opened_by_kind_and_place(quality: Path, tmp_path: Path) -> N
         (f"toxic=encoder:{folder}:nice", "no label 'nice'"),
     ):
         with pytest.raises(UsageError, match=said):
-            others.open_scorers([given], ["vowels"])
+            others.open_scorers(others.parse([one]), ["vowels"])
 
 
 def test_an_ensemble_speaks_of_ranks() -> None:
     columns = {"a": np.array([0.1, 0.2, 0.3, 0.4, np.nan]), "b": np.array([900.0, 900.0, -5.0, 1e9, 7.0])}
     mean, most = others.ensemble(columns, "mean"), others.ensemble(columns, "max")
-    np.testing.assert_allclose(mean, [(0.25 + 0.7) / 2, (0.5 + 0.7) / 2, (0.75 + 0.2) / 2, 1.0, np.nan])
-    np.testing.assert_allclose(most, [0.7, 0.7, 0.75, 1.0, np.nan])
+    a, b = np.array([1, 3, 5, 7]) / 8, np.array([6, 6, 1, 9]) / 10
+    np.testing.assert_allclose(mean, [*(a + b) / 2, np.nan])
+    np.testing.assert_allclose(most, [*np.maximum(a, b), np.nan])
+
+
+def test_an_ensemble_of_some_documents_speaks_of_ranks_in_a_sample() -> None:
+    generator = np.random.default_rng(0)
+    reference = {"a": generator.random(500), "b": np.append(generator.normal(size=500), np.nan)}
+    columns = {"a": generator.random(90), "b": generator.normal(size=90)}
+    whole = others.ensemble(columns, "mean", reference)
+    parts = [
+        others.ensemble({name: values[rows] for name, values in columns.items()}, "mean", reference)
+        for rows in (slice(0, 7), slice(7, 90))
+    ]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    assert 0.4 < whole.mean() < 0.6 and (whole >= 0).all() and (whole <= 1).all()

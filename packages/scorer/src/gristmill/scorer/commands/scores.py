@@ -13,6 +13,7 @@ from gristmill.base.errors import DataError, PartialError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from gristmill.scorer.scoring.others import Other
     from gristmill.scorer.scoring.router import Router
 
 PART_ROWS = 4096
@@ -66,14 +67,15 @@ def score(
     documents = documents.select([name for name in ("id", "source", TYPE, "text") if name in documents.column_names])
     router = Router.load(folders, backbone, settings)
     dimensions = [name for one in router.scorers.values() for name in one.bundle.rubric.names]
-    more = others.open_scorers(scorer, dimensions)
+    given = others.parse(scorer)
+    more = others.open_scorers(given, dimensions)
     if ensemble != "none" and not more:
         raise UsageError(f"--ensemble {ensemble}: with what? Name another scorer by --scorer {others.FORMS}")
 
     def one(part: pa.Table) -> pa.Table:
         return _score(part, router, more, early_exit)
 
-    key = {"routes": _identity(folders), "config": settings, "early_exit": early_exit, "scorers": _files(scorer)}
+    key = {"routes": _identity(folders), "config": settings, "early_exit": early_exit, "scorers": _files(given)}
     table, known = in_parts(documents, output, PART_ROWS, key, one)
     if ensemble != "none":
         table = table.append_column("ensemble", _ensemble(table, ["quality", *more], ensemble))
@@ -226,14 +228,14 @@ def _identity(folders: dict[str, Path]) -> dict[str, str]:
     return {route: sha256_file(folder / MANIFEST) for route, folder in folders.items()}
 
 
-def _files(scorers: Sequence[str]) -> dict[str, str]:
-    """Other scorers with the hashes of their files."""
+def _files(given: Sequence[Other]) -> dict[str, Any]:
+    """Other scorers with the hashes of their files, and the libraries that all scores come from."""
     import importlib.metadata
 
     from gristmill.base.files import sha256_file, sha256_folder
 
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    for one in scorers:
-        path = Path(one.partition(":")[2].rpartition(":")[0] or one.partition(":")[2])
-        found[one] = sha256_folder(path) if path.is_dir() else sha256_file(path) if path.is_file() else ""
+    found: dict[str, Any] = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    for name, kind, path, label in given:
+        content = sha256_folder(path) if path.is_dir() else sha256_file(path) if path.is_file() else str(path)
+        found[f"scorer {name}"] = [kind, label, content]
     return found
