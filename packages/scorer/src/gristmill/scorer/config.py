@@ -34,7 +34,7 @@ class TrainConfig:
     queries: int = 4
     epochs: int = 12
     patience: int = 6
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Of attention pooling, as is the number of epochs; patience is everyone's."""
     weight_decay: float = 0.01
     huber: float = 1.5

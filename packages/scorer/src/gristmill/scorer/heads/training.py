@@ -28,6 +28,9 @@ from gristmill.scorer.heads.modules import AttentionPool, Encoder, MeanPool
 from gristmill.scorer.heads.ridge import ridge
 from gristmill.scorer.rubric import Rubric
 
+# The queries start from nothing, the linear map from its closed-form best. A rate of 1e-2 for them beside 3e-4 gave
+# Spearman .770 out of fold, 1e-3 for both .747 (SmolLM2-135M after 20 blocks, 800 documents of known damage).
+QUERY_RATE = 30.0
 # Fewer graded documents than this in fit or select decide nothing.
 MINIMUM_SPLIT = 8
 NAMED = 5
@@ -248,7 +251,10 @@ def _fit(head: nn.Module, states: States, task: _Task, rate: float, epochs: int,
     """Train in place and keep the weights of the epoch, the start included, that errs least on select."""
     config = task.config
     head.to(config.device)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=config.weight_decay)
+    queries = [parameter for name, parameter in head.named_parameters() if name == "queries_QW"]
+    others = [parameter for name, parameter in head.named_parameters() if name != "queries_QW"]
+    groups = [{"params": others}, {"params": queries, "lr": rate * QUERY_RATE}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay)
     lengths_M = task.tokens_M
     packed = {
         name: [rows[batch] for batch in batches(lengths_M[rows].tolist(), config.batch_tokens)]
