@@ -148,7 +148,8 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
             raise UsageError("--rubric and --rubrics name different rubrics that have the same name; rename one")
         routes = {source: heads_of(rubric) for source, rubric in by_source.items()}
         features = config.output.absolute() / FEATURES
-        score = Score(backbone, routes, config.scoring, _others(config), config.ensemble)
+        scoring = replace(config.scoring, device=config.scoring.device or config.heads.device)
+        score = Score(backbone, routes, scoring, _others(config), config.ensemble)
         nodes += [
             Select(policy.before("scores"), "survivors", "survivors"),
             Sample(config.sample),

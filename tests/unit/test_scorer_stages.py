@@ -207,3 +207,11 @@ def test_heads_without_a_judge_load_no_block_above_the_probe(backbone: Path, tmp
     rows = scorer.score(texts(10)).to_pylist()
     assert scorer.backbone.model.config.num_hidden_layers == 2 and scorer.counters.blocks == 2
     assert all(row["judge"] is None and not row["exit"] and row["quality"] == row["probe"] for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without such a device does")
+def test_heads_of_a_machine_with_an_accelerator_run_on_one_without(backbone: Path, tmp_path: Path) -> None:
+    folder = write_heads(tmp_path / "heads", backbone, device="cuda")
+    assert Scorer.load(folder, backbone).backbone.device.type == "cpu"
+    with pytest.raises(UsageError, match="cuda"):
+        Scorer.load(folder, backbone, ScoringConfig(device="cuda"))

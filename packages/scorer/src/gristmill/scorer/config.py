@@ -66,11 +66,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """How trained heads are run. Where dtype, attention or batch_tokens are not set, as they were trained."""
+    """How trained heads are run. Where dtype, attention, device or batch_tokens are not set, as they were trained."""
 
     dtype: str = ""
     attention: str = ""
-    device: str = "cpu"
+    device: str = ""
+    """Heads that were trained on a device that this machine has not run on its processors."""
     threads: int = 1
     batch_tokens: int = 0
     """Padded tokens per batch."""

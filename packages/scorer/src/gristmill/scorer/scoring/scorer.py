@@ -330,11 +330,11 @@ def load_scorers(heads: Sequence[Path], backbone: Path, config: ScoringConfig | 
     loaded = [bundles.load(folder) for folder in heads]
     for bundle in loaded:
         bundles.check_backbone(bundle, identity, backbone)
-    deepest: dict[tuple[str, str], int] = {}
+    deepest: dict[tuple[str, str, str], int] = {}
     for bundle in loaded:
         key = _how(bundle, config)
         deepest[key] = max(deepest.get(key, 0), _taps(bundle)[1])
-    models: dict[tuple[str, str], StagedBackbone] = {}
+    models: dict[tuple[str, str, str], StagedBackbone] = {}
     scorers: list[Scorer] = []
     for folder, bundle in zip(heads, loaded):
         key, taps = _how(bundle, config), _taps(bundle)
@@ -354,15 +354,18 @@ def _taps(bundle: Bundle) -> tuple[int, int]:
     return (probe, judge) if bundle.judge is not None else (probe, probe)  # its blocks are not loaded either
 
 
-def _how(bundle: Bundle, config: ScoringConfig) -> tuple[str, str]:
-    return config.dtype or bundle.config.dtype, config.attention or bundle.config.attention
+def _how(bundle: Bundle, config: ScoringConfig) -> tuple[str, str, str]:
+    """dtype, attention and device."""
+    trained = bundle.config
+    device = "cpu" if trained.device.startswith("cuda") and not torch.cuda.is_available() else trained.device
+    return config.dtype or trained.dtype, config.attention or trained.attention, config.device or device
 
 
 def _load_backbone(
-    folder: Path, identity: BackboneIdentity, taps: tuple[int, int], how: tuple[str, str], config: ScoringConfig
+    folder: Path, identity: BackboneIdentity, taps: tuple[int, int], how: tuple[str, str, str], config: ScoringConfig
 ) -> StagedBackbone:
-    dtype, attention = how
-    return StagedBackbone.load(folder, taps, dtype, config.threads, identity, config.device, attention)
+    dtype, attention, device = how
+    return StagedBackbone.load(folder, taps, dtype, config.threads, identity, device, attention)
 
 
 def _ahead(make: Callable[[T], _Chunk], pieces: Iterable[T]) -> Iterator[_Chunk]:
