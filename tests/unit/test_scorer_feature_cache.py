@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,10 @@ def test_a_window_with_a_state_that_is_not_finite_is_known_by_its_mean(
     rows = [np.array([1, 5, 6], np.int32), np.array([1, 5, 7], np.int32)]
     states = opened().states(rows, (2,))[2]
     assert states.means_MD.isfinite().all(1).tolist() == [True, False]
+
+
+def test_what_another_library_or_device_made_is_not_taken(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = opened().folder
+    assert opened(replace(CONFIG, device="cuda:1")).folder == opened(replace(CONFIG, device="cuda:0")).folder != here
+    monkeypatch.setattr(cache, "_versions", lambda: ["another torch", "another transformers"])
+    assert opened().folder != here

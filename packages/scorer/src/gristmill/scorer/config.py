@@ -8,6 +8,9 @@ from typing import Literal
 from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
 
+ATTENTION_HEADS = 4  # of the encoder
+SMALLEST = 1e-12  # of what must be above zero
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -53,8 +56,17 @@ class TrainConfig:
         if self.taps != "sweep" and not 1 <= self.taps[0] <= self.taps[1]:
             raise UsageError(f'taps: {list(self.taps)} must be two blocks, 1 <= probe <= judge, or "sweep"')
         check_range("sweep_false_drop", self.sweep_false_drop, 0, 1)
-        for name in ("window_tokens", "windows", "threads", "batch_tokens", "queries"):
+        for name in (
+            "window_tokens", "windows", "threads", "batch_tokens", "queries", "epochs", "patience", "judge_width",
+            "judge_epochs",
+        ):  # fmt: skip
             check_range(name, getattr(self, name), 1)
+        for name in ("learning_rate", "judge_learning_rate", "huber"):
+            check_range(name, getattr(self, name), SMALLEST)
+        check_range("weight_decay", self.weight_decay)
+        check_range("judge_gain", self.judge_gain, -2, 2)
+        if self.judge_width % ATTENTION_HEADS:
+            raise UsageError(f"judge_width: {self.judge_width} is no multiple of its {ATTENTION_HEADS} attention heads")
 
     @property
     def chosen_taps(self) -> tuple[int, int]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gristmill.base.errors import DataError, UsageError
@@ -21,11 +24,12 @@ OPTIONAL = (TYPE, "language")
 
 def read_documents(path: Path) -> pa.Table:
     """Columns id, text, source, content_type and language where a row has them, and all others of a Parquet file or
-    folder. A missing source is the file's name.
+    folder. An id that is missing or null is the file's name and the row's number; a missing source is the file's name,
+    and one that is null is empty.
 
     Raises:
         UsageError: no such file, or not .jsonl, .jsonl.gz or .parquet.
-        DataError: a row that is not a JSON object with a string text.
+        DataError: a file that cannot be read, or a row that is not a JSON object with a string text.
     """
     name = path.name
     if path.is_dir() or name.endswith(".parquet"):
@@ -35,19 +39,19 @@ def read_documents(path: Path) -> pa.Table:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     rows: dict[str, list[Any]] = {name: [] for name in ("id", "text", "source", *OPTIONAL)}
-    with gzip.open(path, "rt", encoding="utf-8") if name.endswith(".gz") else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}: row {number}: not JSON ({error})") from None
-            if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-                raise DataError(f"{path}: row {number}: field text: a string is needed")
-            rows["id"].append(str(value.get("id", f"{name}:{number}")))
-            rows["text"].append(value["text"])
-            rows["source"].append(str(value.get("source", name.split(".")[0])))
-            for key in OPTIONAL:
-                rows[key].append(None if value.get(key) is None else str(value[key]))
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: row {number}: not JSON ({error})") from None
+        if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+            raise DataError(f"{path}: row {number}: field text: a string is needed")
+        source = value.get("source", name.split(".")[0])
+        rows["id"].append(f"{name}:{number}" if value.get("id") is None else str(value["id"]))
+        rows["text"].append(value["text"])
+        rows["source"].append("" if source is None else str(source))
+        for key in OPTIONAL:
+            rows[key].append(None if value.get(key) is None else str(value[key]))
     try:
         table = pa.table({key: pa.array(values, pa.string()) for key, values in rows.items()})
     except UnicodeEncodeError:  # JSON may spell half a surrogate pair, which is no text
@@ -58,19 +62,33 @@ def read_documents(path: Path) -> pa.Table:
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """A Parquet file, or all part files of a folder in the order of their names."""
+    """A Parquet file, or all part files of a folder in the order of their names.
+
+    Raises:
+        UsageError: there is none.
+        DataError: one cannot be read, or its column text holds no strings.
+    """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise UsageError(f"{path}: no Parquet file there")
     try:
-        return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
-    except pa.ArrowInvalid as error:
+        table = pa.concat_tables([pq.ParquetFile(file).read() for file in files])
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable as Parquet ({error})") from None
+    if "text" in table.column_names and not _is_text(table.schema.field("text").type):
+        raise DataError(f"{path}: column text holds {table.schema.field('text').type}, and strings are needed")
+    return table
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def check_output(path: Path) -> None:
+    """Raises UsageError where a file cannot be written because a folder is there: before the work, not after it."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file to write")
 
 
 def with_rubric(table: pa.Table, *rubrics: dict[str, Any]) -> pa.Table:
@@ -102,6 +120,25 @@ def graded_with(labels: pa.Table, rubric: Rubric) -> pa.Table:
     return own
 
 
+def _lines(path: Path) -> Iterator[str]:
+    zipped = path.name.endswith(".gz")
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}); convert it") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: damaged, or not gzipped ({error}); fetch it again") from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or kind == pa.null()
+    )
+
+
 def _unpaired(rows: dict[str, list[Any]]) -> int:
     return min(
         number
@@ -114,8 +151,15 @@ def _unpaired(rows: dict[str, list[Any]]) -> int:
 def _defaults(table: pa.Table, path: Path) -> pa.Table:
     if "text" not in table.column_names:
         raise DataError(f"{path}: no column text; columns are {', '.join(table.column_names)}")
-    if "id" not in table.column_names:
-        table = table.append_column("id", pa.array([f"{path.name}:{i}" for i in range(len(table))], pa.string()))
-    if "source" not in table.column_names:
-        table = table.append_column("source", pa.array([path.stem] * len(table), pa.string()))
+    names = pa.array([f"{path.name}:{i}" for i in range(len(table))], pa.string())
+    sources = pa.array([path.stem] * len(table), pa.string())
+    for name, missing, null in (("id", names, names), ("source", sources, "")):
+        if name not in table.column_names:
+            table = table.append_column(name, missing)
+            continue
+        try:
+            filled = pc.coalesce(table[name].cast(pa.string()), null)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise DataError(f"{path}: column {name} holds {table[name].type}, and strings are needed") from None
+        table = table.set_column(table.column_names.index(name), name, filled)
     return table

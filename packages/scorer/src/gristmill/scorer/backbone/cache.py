@@ -3,16 +3,18 @@
 CACHE/KEY/pools-3-6-8/part-SHA.safetensors   the mean over a window's tokens at each of these taps, float16
 CACHE/KEY/states-12/part-SHA.safetensors     every token at this tap in the backbone's dtype, and their mean in float32
 
-KEY stands for the backbone, its dtype and its attention; a window is known by the hash of its tokens. A part is written
-whole and named by the hash of its bytes, so a run that was killed leaves parts that the next one goes on from. States
-are read through the file system's memory, so they need not fit in this process's. In bfloat16 a window's states round
-as in the batch that it was first in: a cache that grew in steps may differ from one filled at once in the last bits.
+KEY stands for the backbone, its dtype, attention and kind of device, and the libraries that run it; a window is known
+by the hash of its tokens. A part is written whole and named by the hash of its bytes, so a run that was killed leaves
+parts that the next one goes on from. States are read through the file system's memory, so they need not fit in this
+process's. In bfloat16 a window's states round as in the batch that it was first in: a cache that grew in steps may
+differ from one filled at once in the last bits.
 Shapes: M windows, K taps, B batch, S sequence, T tokens of one window, D width.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +55,9 @@ class FeatureCache:
     def __init__(
         self, folder: Path, identity: BackboneIdentity, config: TrainConfig, load: Callable[[int], StagedBackbone]
     ) -> None:
-        self.folder = folder / fingerprint([FORMAT, identity.fingerprint, config.dtype, config.attention])[:16]
+        device = config.device.partition(":")[0]
+        key = [FORMAT, identity.fingerprint, config.dtype, config.attention, device, *_versions()]
+        self.folder = folder / fingerprint(key)[:16]
         self.extracted = 0
         self._dtype, self._budget, self._load = DTYPES[config.dtype], config.batch_tokens, load
 
@@ -182,6 +186,10 @@ class _Shelf:
         names = windows.numpy().tobytes()
         for i, (means_KD, states_TD) in enumerate(zip(means, states.split(lengths.tolist()))):
             self._found[names[32 * i : 32 * i + 32]] = means_KD, states_TD
+
+
+def _versions() -> list[str]:
+    return [importlib.metadata.version(name) for name in ("torch", "transformers")]
 
 
 def _name(row: np.ndarray) -> bytes:

@@ -13,19 +13,34 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gristmill.base.errors import UsageError
+from gristmill.base.files import read_object
+
 # No text in any language needs more characters for a token, on average over a window.
 CHARACTERS_PER_TOKEN = 20
 EPSILON = 1e-6
 
 
 class Tokens:
-    """Texts to windows of token ids with a backbone's own tokenizer; every window begins with its first token."""
+    """Texts to windows of token ids with a backbone's own tokenizer; every window begins with its first token.
+
+    Raises:
+        UsageError: the model has no positions for so many tokens.
+    """
 
     def __init__(self, folder: Path, first_token: int, window_tokens: int, windows: int) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # text that spells a control token is still text
+        # Some files carry what another program set: a model's maximum length, or a length to fill up to.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        positions = read_object(folder / "config.json").get("max_position_embeddings")
+        if positions is not None and window_tokens >= positions:
+            raise UsageError(
+                f"window_tokens: {window_tokens} and a first token are more than the {positions} positions of {folder}"
+            )
         self.first_token = first_token
         self.window_tokens = window_tokens
         self.windows = windows

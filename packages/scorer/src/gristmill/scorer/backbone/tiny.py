@@ -37,7 +37,7 @@ def tiny_config(architecture: str, layers: int = 6, width: int = 64, vocab_size:
         raise UsageError(f"no tiny {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     values: dict[str, Any] = {
         "vocab_size": vocab_size, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_size": width,
-        "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4, "max_position_embeddings": 512,
+        "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4, "max_position_embeddings": 1024,
     }  # fmt: skip
     if architecture not in ("gpt_neox", "gpt2"):
         values["num_key_value_heads"] = 2

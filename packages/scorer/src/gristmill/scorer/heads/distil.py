@@ -21,7 +21,8 @@ from gristmill.scorer.backbone.states import Tokens, average_windows, flatten
 from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.heads import bundle as bundles
 from gristmill.scorer.heads.bundle import Bundle
-from gristmill.scorer.heads.evaluation import evaluate_exits, evaluate_splits
+from gristmill.scorer.heads.evaluation import evaluate_exits, evaluate_splits, retest_reliabilities
+from gristmill.scorer.heads.files import check_place
 from gristmill.scorer.heads.labels import Labels
 from gristmill.scorer.heads.selftest import make_selftest
 from gristmill.scorer.heads.sweep import Swept, candidates, sweep
@@ -49,10 +50,14 @@ def train_bundle(
     the noise ceiling.
 
     Raises:
-        UsageError: no such backbone, or it has not as many blocks as the taps.
+        UsageError: no such backbone, it has not as many blocks as the taps, or other files stand in `output`.
         DataError: a column is missing, grades of another rubric, too few graded documents, a dimension without a grade,
-            or a file of the cache is damaged.
+            an audit of another form, or a file of the cache is damaged.
     """
+    output = output.resolve()
+    check_place(output)
+    if audit is not None:
+        retest_reliabilities(audit, rubric)
     labels = Labels.of(table, rubric)
     labels.scores_ND[labels.flagged_N & np.isin(labels.splits, ("fit", "select"))] = np.nan
     folder = local_folder(backbone)

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from gristmill.base.errors import DataError
 from gristmill.scorer.audit.reliability import spearman_brown
 from gristmill.scorer.config import CalibrationConfig, TrainConfig
 from gristmill.scorer.heads.baselines import FASTTEXT, baselines, fasttext_quality
@@ -276,17 +277,27 @@ def _difference(a: Statistic, b: Statistic) -> Statistic:
     return lambda copies_RN: a(copies_RN) - b(copies_RN)
 
 
+def retest_reliabilities(audit: Mapping[str, Any], rubric: Rubric) -> dict[str, float]:
+    """How well one grading of a dimension agrees with the next, 0 to 1, of those that an audit measured.
+
+    Raises:
+        DataError: it is not the content of an audit.json.
+    """
+    try:
+        section = next((s for s in audit["rubrics"].values() if s.get("rubric_sha") == rubric.sha), {})
+        graded = (section.get("retest") or section.get("stored_repeats") or {"dimensions": {}})["dimensions"]
+        values = {name: graded[name]["r"]["value"] for name in rubric.names if graded.get(name)}
+        return {name: max(float(r), 0.0) for name, r in values.items() if r is not None}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError("audit: not what `scorer audit-oracle` writes; give its audit.json") from None
+
+
 def _ceilings(audit: Mapping[str, Any], own: Labels, rubric: Rubric) -> dict[str, Any]:
-    section = next((s for s in audit["rubrics"].values() if s.get("rubric_sha") == rubric.sha), {})
-    graded = section.get("retest") or section.get("stored_repeats") or {"dimensions": {}}
     repeats = float(own.repeats_N.mean())
-    found: dict[str, Any] = {}
-    for name in rubric.names:
-        r = (graded["dimensions"].get(name) or {"r": {"value": None}})["r"]["value"]
-        if r is not None:
-            r = max(r, 0.0)
-            found[name] = {"r": r, "repeats": repeats, "ceiling": float(np.sqrt(spearman_brown(r, repeats)))}
-    return found
+    return {
+        name: {"r": r, "repeats": repeats, "ceiling": float(np.sqrt(spearman_brown(r, repeats)))}
+        for name, r in retest_reliabilities(audit, rubric).items()
+    }
 
 
 def _without_errors(measured: dict[str, Any]) -> None:

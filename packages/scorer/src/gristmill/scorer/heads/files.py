@@ -102,6 +102,18 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, "files": listed})
 
 
+def check_place(folder: Path) -> None:
+    """That heads can be put there.
+
+    Raises:
+        UsageError: it is a file, or holds files that are no heads.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; name a folder")
+    if strange := _strangers(folder):
+        raise UsageError(f"{folder}: holds {strange[0]}, which is no part of heads; name an empty folder")
+
+
 @contextlib.contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """A place for a new folder, not there yet, that then takes the place of `folder`.
@@ -109,8 +121,8 @@ def replaced(folder: Path) -> Iterator[Path]:
     Raises:
         UsageError: `folder` holds files that are no heads.
     """
-    if strange := _strangers(folder):
-        raise UsageError(f"{folder}: holds {strange[0]}, which is no part of heads; name an empty folder")
+    folder = folder.resolve()
+    check_place(folder)
     temporary = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

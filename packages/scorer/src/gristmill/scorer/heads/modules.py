@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gristmill.scorer.config import TrainConfig
+from gristmill.scorer.config import ATTENTION_HEADS, TrainConfig
 
 # Neighbouring tokens that the encoder reads as one, by their mean: an eighth of the work, in training and in scoring.
 CHUNK = 8
@@ -58,7 +58,9 @@ class AttentionPool(nn.Module):
 class Encoder(nn.Module):
     """Linear to a smaller width, one pre-norm transformer layer without positions over chunks, mean, linear."""
 
-    def __init__(self, width: int, dimensions: int, inner: int = 128, heads: int = 4, dropout: float = 0.1) -> None:
+    def __init__(
+        self, width: int, dimensions: int, inner: int = 128, heads: int = ATTENTION_HEADS, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
