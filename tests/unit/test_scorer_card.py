@@ -123,6 +123,9 @@ def test_the_card_tells_the_verdict_the_thresholds_and_what_they_promise(measure
     assert "Not calibrated" in card(IDENTITY, CONFIG, RUBRIC, metrics, None)
     stamped = card(IDENTITY, CONFIG, RUBRIC, metrics, calibration | {"mode": "expected", "fd_upper": None})
     assert "tau_drop is UNCERTIFIED" in stamped and "own labels" not in stamped
+    assert "of code, web together, by the labels of the pool" in text and "by its own labels" not in text
+    alone = card(IDENTITY, CONFIG, RUBRIC, metrics, calibration | {"certificates": 2, "pool": None})
+    assert "of 2 sources, each by its own labels;" in alone and "of the pool" not in alone
     fitted = card(IDENTITY, CONFIG, RUBRIC, metrics, calibration | {"weights": {"vowels": 0.75, "noise": 0.25}})
     assert "overall grade: vowels 0.75, noise 0.25" in fitted
 

@@ -18,11 +18,11 @@ HEADS = ("judge", "probe", "deployed")
 SPLITS = ("audit", "select")  # the one that nothing was chosen on comes first
 TRAINING = ("judge_shipped", "reason", "probe_spearman", "judge_spearman", "judge_gain_needed")
 GROUP = (
-    "n", "target", "keep_rate", "keep_ci95", "tau_keep", "tau_drop", "exit_rate", "parent", "drop_parent", "oracle",
-    "judge",
+    "n", "graded", "target", "keep_rate", "keep_ci95", "tau_keep", "tau_drop", "exit_rate", "parent", "drop_parent",
+    "oracle", "judge",
 )  # fmt: skip
 CERTIFICATE = (
-    "mode", "max_false_drop", "confidence", "bounds", "n_labelled", "n_good", "errors", "fd_upper", "tau_drop",
+    "mode", "max_false_drop", "confidence", "bounds", "n_labelled", "n_good", "fd_upper", "exit_rate", "pool",
     "keep_by",
 )  # fmt: skip
 ESTIMATES = ("spearman", "mae", "bias", "auroc", "precision", "lift", "qwk")

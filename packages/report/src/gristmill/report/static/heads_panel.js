@@ -160,7 +160,7 @@ function calibrationTable(data) {
       { head: "keep rate, target", number: true, cell: (row) => percent(row.target) },
       { head: "reached on these", number: true, cell: (row) => [percent(row.keep_rate), row.keep_ci95 && h("span", { class: "interval-text" }, `elsewhere ${percent(row.keep_ci95[0])} to ${percent(row.keep_ci95[1])}`)] },
       { head: "tau_keep", number: true, cell: (row) => fixed(row.tau_keep, 4) },
-      { head: "tau_drop", number: true, cell: (row) => [fixed(row.tau_drop, 4), row.name !== "(all)" && h("span", { class: "interval-text" }, row.drop_parent ? "by the common rank" : "by its own labels")] },
+      { head: "tau_drop", number: true, cell: (row) => [fixed(row.tau_drop, 4), row.name !== "(all)" && h("span", { class: "interval-text" }, row.graded === 0 ? "no labels, no exits" : row.drop_parent ? "by the common rank" : "by its own labels")] },
       { head: "early exits", number: true, cell: (row) => percent(row.exit_rate) },
       { head: "false drops, oracle", number: true, cell: (row) => drops(row.oracle) },
       { head: "false drops, judge", number: true, cell: (row) => drops(row.judge) },
@@ -172,11 +172,11 @@ function calibrationTable(data) {
 function certificateText(it) {
   const rate = (value) => percent(value).replace(".0", "");
   if (!known(it.mode)) return "The calibration does not say what is certified.";
-  if (!known(it.tau_drop)) return `No tau_drop could be set for at most ${rate(it.max_false_drop)} false drops: nothing exits early.`;
-  const seen = `${count(it.errors)} of ${count(it.n_good)} good documents among ${count(it.n_labelled)} graded ones fell below it`;
+  if (it.exit_rate === 0) return `No tau_drop could be set for at most ${rate(it.max_false_drop)} false drops: nothing exits early.`;
+  const seen = `${count(it.n_good)} good documents among ${count(it.n_labelled)} graded ones`;
   const together = it.bounds === "bonferroni" ? "All bounds hold at once." : "Each source's bound holds for itself, not all at once.";
   return it.mode === "certified"
-    ? `Certified: with ${rate(it.confidence)} confidence tau_drop loses at most ${rate(it.max_false_drop)} of the good documents. Sources with enough good labels have a certificate of their own; the others share a rank (${seen}; upper bound ${percent(it.fd_upper)}), whose bound holds for the sources as mixed in the graded sample. ${together} Good is what this oracle would keep.`
+    ? `Certified: with ${rate(it.confidence)} confidence tau_drop loses at most ${rate(it.max_false_drop)} of the good documents. Sources with enough good labels have a certificate of their own; ${it.pool ? `the others (${it.pool.sources.join(", ")}) share a rank, whose bound holds for them together, not for any one` : "there are no others"}. The greatest upper bound is ${percent(it.fd_upper)}, the poorest certificate has ${seen}. ${together} Good is what this oracle would keep.`
     : `Not certified (mode ${it.mode}): tau_drop loses ${rate(it.max_false_drop)} of the good documents in expectation only, without a bound (${seen}).`;
 }
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy.stats import beta
@@ -18,21 +18,46 @@ from scipy.stats import beta
 from gristmill.base.errors import DataError
 from gristmill.scorer.config import CalibrationConfig
 
-FORMAT = "gristmill.calibration/2"
-ALL = "(all)"  # the group that a source without its own falls back to
+FORMAT = "gristmill.calibration/3"
+ALL = "(all)"  # the group of text whose source is not told, and of sources with too few documents
 # tau_drop is walked up over these quantiles of unlabelled probe scores: a grid fixed without a look at any label, so
 # that the fixed-sequence test is exact (Learn then Test, Angelopoulos et al. 2021).
 GRID = np.linspace(0.005, 0.8, 160)
 MINIMUM_UNLABELLED = 20  # a keep rate of 40% from 20 scores is sure to 21 points; a stranger's threshold is not at all
 
 
+Documents = TypeVar("Documents", "Labelled", "Unlabelled")
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """Graded documents of the certify split: the quality that the oracle gave and the probe's, [n] each."""
+    """Graded documents of the certify split: the quality that the oracle gave and the probe's, [n] each.
+
+    weights: the inverse of the chance that each had to be drawn, up to a factor; all alike without. ids decide who
+    stays in an even draw; the places of the documents without. whole: the probe read them as scoring will; where it
+    read only the part that the oracle was shown, nothing is certified.
+    """
 
     source: Sequence[str]
     oracle: np.ndarray
     probe: np.ndarray
+    weights: np.ndarray | None = None
+    ids: Sequence[str] | None = None
+    whole: bool = True
+
+    def __len__(self) -> int:
+        return len(self.probe)
+
+    def evenly(self, sources: Collection[str]) -> Labelled:
+        """Documents of these sources, each of which had the same chance to be drawn: one stays with a chance of its
+        weight by the greatest. Counts of the labels are only then binomial with the rate that all text has."""
+        rows = np.flatnonzero(np.isin(np.asarray(self.source, dtype=object), list(sources)))
+        if self.weights is None or not len(rows):
+            return _take(self, rows)
+        ids = rows if self.ids is None else [self.ids[i] for i in rows]
+        # Another hash than that of ties, splits and draws.
+        stays = _fractions([f"even {one}" for one in ids]) < self.weights[rows] / self.weights[rows].max()
+        return _take(self, rows[stays])
 
 
 @dataclass(frozen=True)
@@ -50,14 +75,6 @@ class Unlabelled:
 
     def __len__(self) -> int:
         return len(self.probe)
-
-    def take(self, rows_N: np.ndarray) -> Unlabelled:
-        """The documents of a mask."""
-        picked = {
-            name: None if values is None else np.asarray(values, dtype=object if name in ("source", "ids") else None)
-            for name, values in self.__dict__.items()
-        }
-        return replace(self, **{name: None if v is None else v[rows_N] for name, v in picked.items()})
 
 
 @dataclass(frozen=True)
@@ -92,11 +109,14 @@ def good_documents(oracle: np.ndarray, source: Sequence[str], config: Calibratio
     return good
 
 
-def drop_threshold(good_probe: np.ndarray, unlabelled_probe: np.ndarray, config: CalibrationConfig) -> Threshold:
+def drop_threshold(
+    good_probe: np.ndarray, unlabelled_probe: np.ndarray, config: CalibrationConfig, whole: bool = True
+) -> Threshold:
     """The largest tau on the grid such that P(probe < tau | good) <= max_false_drop with the confidence asked for.
 
     Fixed-sequence testing: tau rises and stops at the first bound that fails. With too few good documents it refuses,
-    or, where config.allow_uncertified, gives the expected mode: rank floor((n + 1) * eps) of conformal risk control.
+    or, where config.allow_uncertified, gives the expected mode: rank floor((n + 1) * eps) of conformal risk control,
+    as where the probe has not read them whole.
 
     Raises:
         DataError: too few good documents; the message says how many are needed.
@@ -109,13 +129,13 @@ def drop_threshold(good_probe: np.ndarray, unlabelled_probe: np.ndarray, config:
         exits = float((unlabelled_probe < tau).mean()) if tau is not None else 0.0
         return Threshold(tau, mode, n, errors, upper, exits)
 
-    if n < needed:
-        if not config.allow_uncertified:
-            raise DataError(
-                f"calibration: {n} good documents in split certify, and {needed} are needed to certify at most "
-                f"{config.max_false_drop:.1%} false drops at {config.confidence:.0%}: {needed - n} more, "
-                f"so grade more, raise max_false_drop, or set allow_uncertified (stamped as mode expected)"
-            )
+    if n < needed and not config.allow_uncertified:
+        raise DataError(
+            f"calibration: {n} good documents in split certify, drawn evenly by weight, and {needed} are needed to "
+            f"certify at most {config.max_false_drop:.1%} false drops at {config.confidence:.0%}: {needed - n} more, "
+            f"so grade more, raise max_false_drop, or set allow_uncertified (stamped as mode expected)"
+        )
+    if n < needed or not whole:
         rank = math.floor((n + 1) * config.max_false_drop)
         return threshold(float(np.sort(good_probe)[rank - 1]) if rank else None, "expected")
     found: float | None = None
@@ -146,91 +166,164 @@ def calibrate(labelled: Labelled, unlabelled: Unlabelled, config: CalibrationCon
     """The content of calibration.json from predictions alone.
 
     A source whose good labels suffice has a tau_drop that is certified for it (config.certify). The others share one
-    rank, certified over all sources together (its bound holds for the mix of the label sample), and tau_drop is each
-    source's own quantile at that rank: an oracle that likes one source less would else forbid every exit. Where
+    rank, the pool's, certified over them together (its bound holds for their mix), and tau_drop is each source's own
+    quantile at that rank: an oracle that likes one source less would else forbid every exit. Where they have too few
+    good labels together, the sources that have fewest join them. A source without a label has no exits. Where
     config.bounds is "bonferroni" bounds hold all at once, each at confidence 1 - (1 - confidence) / certificates.
 
+    Every bound counts documents that had the same chance to be graded (Labelled.evenly()).
+
     tau_keep, the rate it reaches and score deciles (for drift) stand per source. Where a source's tau_keep is below
-    tau_drop, that source's tau_drop is lowered to it, which can only lower false drops.
+    tau_drop, that source's tau_drop is lowered to it, which can only lower false drops. The group ALL, for text whose
+    source is not told, has the least tau_drop of all sources, so that their bounds hold for it too.
 
     Raises:
-        DataError: too few good labels (see drop_threshold) or fewer than MINIMUM_UNLABELLED unlabelled documents.
+        DataError: too few good labels (see drop_threshold), none of a source that is scored, or fewer than
+            MINIMUM_UNLABELLED unlabelled documents.
     """
-    known = np.isfinite(labelled.oracle) & np.isfinite(labelled.probe)
-    oracle, probe = labelled.oracle[known], labelled.probe[known]
-    sources = np.asarray(labelled.source, dtype=object)[known]
-    sample = unlabelled.take(np.isfinite(unlabelled.probe))
+    labelled = _take(labelled, np.isfinite(labelled.oracle) & np.isfinite(labelled.probe))
+    sample = _take(unlabelled, np.isfinite(unlabelled.probe))
     if len(sample) < MINIMUM_UNLABELLED:
         raise DataError(f"calibration: {len(sample)} scored unlabelled documents, {MINIMUM_UNLABELLED} needed")
     if config.keep_by == "tokens" and sample.tokens is None:
         raise DataError("calibration: keep_by is tokens, and the unlabelled documents have no column tokens")
     names = np.asarray(sample.source, dtype=object)
     reference = _reference(sample, names)
-    good = good_documents(oracle, list(sources), config)
-    good_probe, good_sources = probe[good], sources[good]
-    own = _certifiable(good_sources, reference, config)
-    tests = len(own) + 1
-    strict = (
-        replace(config, confidence=1 - (1 - config.confidence) / tests) if config.bounds == "bonferroni" else config
-    )
-    pooled = drop_threshold(_ranks(good_probe, good_sources, reference), _ranks(sample.probe, names, reference), strict)
-    everything = np.ones(len(sample), dtype=bool)
+    certified = _certifiable(labelled, sorted({str(name) for name in names}), reference, config)
+    strict = replace(config, confidence=_confidence(certified.tests, config))
+    pool: Threshold | None = None
+    if certified.pool or not certified.own:
+        good, loose = certified.pooled, np.isin(names, list(certified.pool))
+        pool = drop_threshold(
+            _ranks(good.probe, np.asarray(good.source, dtype=object), reference),
+            _ranks(sample.probe[loose], names[loose], reference) if loose.any() else np.linspace(0, 1, 2),
+            strict, labelled.whole,
+        )  # fmt: skip
+    own = {source: drop_threshold(good.probe, reference[source], strict) for source, good in certified.own.items()}
+    graded = np.asarray(labelled.source, dtype=object)
     groups: dict[str, dict[str, Any]] = {}
-    for source in [ALL, *sorted({str(name) for name in names})]:
-        rows = names == source if source in reference and source != ALL else everything
-        certificate = (
-            drop_threshold(good_probe[good_sources == source], reference[source], strict) if source in own else None
-        )
-        if certificate is not None:
-            tau_drop = certificate.tau_drop
-        else:
-            tau_drop = None if pooled.tau_drop is None else float(np.quantile(sample.probe[rows], pooled.tau_drop))
-        group = _group(
-            sample.take(rows), config.keep_default if source == ALL else config.rate(source), tau_drop, strict
-        )
-        mine = good_sources == source if source != ALL else np.ones(len(good_sources), dtype=bool)
+    for source in sorted({str(name) for name in names}):
+        rows = names == source if source in reference else np.ones(len(sample), dtype=bool)
+        tau_drop, good_probe = None, np.zeros(0)
+        if source in own:
+            tau_drop, good_probe = own[source].tau_drop, certified.own[source].probe
+        elif pool is not None and source in certified.pool:
+            good_probe = certified.pooled.probe[np.asarray(certified.pooled.source, dtype=object) == source]
+            tau_drop = None if pool.tau_drop is None else float(np.quantile(sample.probe[rows], pool.tau_drop))
+        group = _group(_take(sample, rows), config.rate(source), tau_drop, strict)
         groups[source] = group | {
-            "n": int((names == source).sum()) if source != ALL else len(sample),
+            "n": int((names == source).sum()),
+            "graded": int((graded == source).sum()),
             "parent": None if source in reference else ALL,
-            "drop_parent": None if source in own or source == ALL else ALL,
-            "oracle": _false_drops(good_probe[mine], group["tau_drop"], strict.confidence) if source != ALL else None,
+            "drop_parent": ALL if source in certified.pool else None,
+            "oracle": _false_drops(good_probe, group["tau_drop"], strict.confidence),
         }
-    groups[ALL]["oracle"] = _false_drops_of_all(groups, good_probe, good_sources, strict.confidence)
+    certificates = [*own.values(), *([pool] if pool else [])]
+    bounds = [one.fd_upper for one in certificates if one.fd_upper is not None]
+    together = _together(groups, labelled, sample, config, strict)
     return {
         "format": FORMAT,
-        "mode": pooled.mode,
+        "mode": pool.mode if pool else "certified",
+        "whole": labelled.whole,
         "max_false_drop": config.max_false_drop,
         "confidence": config.confidence,
         "bounds": config.bounds,
-        "certificates": tests,
+        "certificates": certified.tests,
         "keep_by": config.keep_by,
-        "n_labelled": len(oracle),
-        "n_good": pooled.n_good,
-        "errors": pooled.errors,
-        "fd_upper": pooled.fd_upper,
-        "drop_rank": pooled.tau_drop,
-        "tau_drop": groups[ALL]["tau_drop"],
-        "exit_rate": pooled.exit_rate,
-        "scores_sha": _sha(oracle, probe, sample.probe, sample.judge),
-        "groups": groups,
-    }
+        "n_labelled": len(labelled),
+        # The poorest certificate: the fewest good documents of any, the greatest bound of any.
+        "n_good": min(one.n_good for one in certificates),
+        "fd_upper": max(bounds) if bounds else None,
+        "pool": None if pool is None else {
+            "sources": sorted(certified.pool), "n_good": pool.n_good, "errors": pool.errors, "fd_upper": pool.fd_upper,
+            "rank": pool.tau_drop,
+        },
+        "exit_rate": together["exit_rate"],
+        "scores_sha": _sha(labelled.oracle, labelled.probe, sample.probe, sample.judge),
+        "groups": {ALL: together, **groups},
+    }  # fmt: skip
 
 
-def _certifiable(good_sources: np.ndarray, reference: Mapping[str, np.ndarray], config: CalibrationConfig) -> list[str]:
-    """Sources with good labels enough for a certificate of their own, beside the pool's; decided by counts alone."""
-    counts = {source: int((good_sources == source).sum()) for source in sorted(reference) if source != ALL}
-    own = list(counts) if config.certify == "sources" else []
-    while own:
-        confidence = (
-            1 - (1 - config.confidence) / (len(own) + 1) if config.bounds == "bonferroni" else config.confidence
+@dataclass(frozen=True)
+class _Certifiable:
+    """Good documents of each source that has a certificate of its own, and of the sources of the pool together."""
+
+    own: dict[str, Labelled]
+    pool: frozenset[str] = frozenset()
+    pooled: Labelled = field(default_factory=lambda: Labelled([], np.zeros(0), np.zeros(0)))
+
+    @property
+    def tests(self) -> int:
+        return max(len(self.own) + bool(self.pool), 1)
+
+
+def _certifiable(
+    labelled: Labelled, scored: Sequence[str], reference: Mapping[str, np.ndarray], config: CalibrationConfig
+) -> _Certifiable:
+    """Which sources have a certificate of their own; decided by counts of good documents alone."""
+    graded = set(labelled.source) & set(scored)
+    if len(labelled) and not graded:
+        raise DataError(
+            f"calibration: the labels are of {', '.join(sorted(set(labelled.source)))}, and what is to be scored is of "
+            f"{', '.join(scored)}; give unlabelled documents of the sources that were graded"
         )
-        needed = labels_needed(config.max_false_drop, confidence)
-        enough = [source for source in own if counts[source] >= needed]
-        if len(enough) == len(own):
-            break
-        # The poorest goes first: with one test less, the next may have enough.
-        own = sorted(own, key=lambda source: counts[source])[1:]
-    return sorted(own)
+    alone = graded & set(reference) if config.certify == "sources" and labelled.whole else set()
+    good = {source: _good(labelled, {source}, config) for source in sorted(alone)}
+    own = sorted(good, key=lambda source: -len(good[source]))
+    while True:
+        pool = frozenset(graded - set(own))
+        found = _Certifiable({source: good[source] for source in own}, pool, _good(labelled, pool, config))
+        needed = labels_needed(config.max_false_drop, _confidence(found.tests, config))
+        counts = [*(len(one) for one in found.own.values()), *([len(found.pooled)] if pool else [])]
+        if not own or min(counts) >= needed:
+            return found
+        own.pop()  # the poorest joins the others: it lacks labels, or they do
+
+
+def _good(labelled: Labelled, sources: Collection[str], config: CalibrationConfig) -> Labelled:
+    """What the oracle would keep of an even draw from these sources."""
+    drawn = labelled.evenly(sources)
+    return _take(drawn, good_documents(drawn.oracle, drawn.source, config))
+
+
+def _confidence(tests: int, config: CalibrationConfig) -> float:
+    return 1 - (1 - config.confidence) / tests if config.bounds == "bonferroni" else config.confidence
+
+
+def _together(
+    groups: Mapping[str, Mapping[str, Any]], labelled: Labelled, sample: Unlabelled, config: CalibrationConfig,
+    strict: CalibrationConfig,
+) -> dict[str, Any]:  # fmt: skip
+    """The group ALL: its thresholds are for text whose source is not told, its counts those of each source at its own
+    tau_drop."""
+    taus = [group["tau_drop"] for group in groups.values()]
+    group = _group(sample, config.keep_default, None if None in taus else min(taus), strict)
+    good = _good(labelled, groups, config)
+    errors = sum(
+        _false_drops(np.array([score]), groups[source]["tau_drop"], strict.confidence)["errors"]
+        for score, source in zip(good.probe, good.source)
+    )
+    judged = [one["judge"] for one in groups.values() if one["judge"] is not None]
+    return group | {
+        "n": len(sample),
+        "graded": len(labelled),
+        "parent": None,
+        "drop_parent": None,
+        "exit_rate": sum(one["n"] * one["exit_rate"] for one in groups.values()) / len(sample),
+        "oracle": _share(errors, len(good), strict.confidence),
+        "judge": _share(sum(one["errors"] for one in judged), sum(one["n"] for one in judged), strict.confidence)
+        if judged else None,
+    }  # fmt: skip
+
+
+def _take(documents: Documents, rows: np.ndarray) -> Documents:
+    """Some of the documents: row numbers, or a mask."""
+    picked = {
+        name: np.asarray(values, dtype=None if isinstance(values, np.ndarray) else object)[rows]
+        for name, values in vars(documents).items()
+        if isinstance(values, (np.ndarray, Sequence))
+    }
+    return replace(documents, **picked)
 
 
 def _reference(sample: Unlabelled, names: np.ndarray) -> dict[str, np.ndarray]:
@@ -273,6 +366,8 @@ def _group(sample: Unlabelled, rate: float, tau_drop: float | None, config: Cali
     return {
         "target": rate,
         "keep_rate": float(size[kept].sum() / size.sum()),
+        # What drift compares: of a partition's documents only what was read of them is known.
+        "documents_kept": float(np.mean(np.greater(quality, tau_keep) + ties * np.equal(quality, tau_keep))),
         "keep_ci95": _keep_interval(rate, _effective(size)),
         "n_effective": _effective(size),
         "tau_keep": tau_keep,
@@ -312,15 +407,6 @@ def _false_drops(good_probe: np.ndarray, tau_drop: float | None, confidence: flo
     """How many of the documents that should be kept exit early, and the upper bound of their share."""
     errors = 0 if tau_drop is None else int((good_probe < tau_drop).sum())
     return _share(errors, len(good_probe), confidence)
-
-
-def _false_drops_of_all(
-    groups: Mapping[str, Mapping[str, Any]], good_probe: np.ndarray, good_sources: np.ndarray, confidence: float
-) -> dict[str, Any]:
-    """The same for all sources together, each at its own tau_drop."""
-    taus = [groups.get(source, groups[ALL])["tau_drop"] for source in good_sources]
-    errors = sum(tau is not None and score < tau for score, tau in zip(good_probe, taus))
-    return _share(int(errors), len(good_probe), confidence)
 
 
 def _share(errors: int, n: int, confidence: float) -> dict[str, Any]:

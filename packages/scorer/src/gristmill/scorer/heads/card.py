@@ -251,7 +251,9 @@ def threshold_table(calibration: Mapping[str, Any]) -> list[str]:
     for source, group in calibration["groups"].items():
         drops = [_drops(group[who]) for who in ("oracle", "judge")]
         certified = "all" if source == ALL else "pooled" if group["drop_parent"] else "own labels"
-        if calibration["mode"] != "certified":
+        if not group["graded"]:
+            certified = "no labels, no exits"
+        elif calibration["mode"] != "certified":
             certified = "UNCERTIFIED"
         low, high = group["keep_ci95"]
         rows.append(
@@ -271,22 +273,30 @@ def threshold_table(calibration: Mapping[str, Any]) -> list[str]:
 def promise(calibration: Mapping[str, Any]) -> str:
     """What tau_drop is sure not to lose, in a paragraph."""
     if calibration["mode"] != "certified" or calibration["fd_upper"] is None:
+        partly = "" if calibration["whole"] else " The probe read only the part of them that the oracle was shown."
         return (
             f"tau_drop is UNCERTIFIED, expected mode: {calibration['max_false_drop']:.1%} of good documents lost in "
-            f"expectation only ({calibration['n_good']} good documents)."
+            f"expectation only ({calibration['n_good']} good documents).{partly}"
         )
     together = (
         f"all {calibration['certificates']} bounds hold at once (Bonferroni)"
         if calibration["bounds"] == "bonferroni"
         else "each bound holds for itself, not all at once"
     )
+    pool = calibration["pool"]
+    alone = calibration["certificates"] - bool(pool)
+    over = [f"of {alone} {'source' if alone == 1 else 'sources'}, each by its own labels"] if alone else []
+    if pool and pool["sources"]:
+        sources = ", ".join(name(source) or "(none)" for source in pool["sources"])
+        over.append(f"of {sources} {'together, ' if len(pool['sources']) > 1 else ''}by the labels of the pool")
+    mixed = " It is no promise for any one source of the pool." if pool and len(pool["sources"]) > 1 else ""
     return (
         f"tau_drop is certified: at most {calibration['max_false_drop']:.1%} of good documents exit early, with "
-        f"{calibration['confidence']:.0%} confidence; {together}. A source with enough good labels has a certificate "
-        f"of its own. The others share a rank, certified on the mix of the label sample (upper bound found "
-        f"{calibration['fd_upper']:.2%}, {calibration['errors']} of {calibration['n_good']} good documents): it is no "
-        f"promise for any one of them. Good is what the oracle would keep; the judge's column counts what the judge "
-        f"would keep. tau_keep counts {calibration['keep_by']}."
+        f"{calibration['confidence']:.0%} confidence, {'; and '.join(over)}; {together}. Greatest upper bound found "
+        f"{calibration['fd_upper']:.2%}, fewest good documents of a bound {calibration['n_good']}.{mixed} The bounds "
+        f"are over the documents that the labels were drawn from, read as they are scored: labels were drawn again, "
+        f"evenly by their weights. Good is what the oracle would keep; the judge's column counts what the judge would "
+        f"keep. tau_keep counts {calibration['keep_by']}."
     )
 
 
