@@ -20,6 +20,7 @@ from gristmill.scorer.heads.labels import floats
 
 LIMIT = 0.2  # the customary bound of a population stability index, above which a model is fitted anew
 CHANCE = 0.001
+UNSEEN = "it was not there when thresholds were set"
 MINIMUM = 50  # scored documents of a source, below which ten bins say nothing
 
 
@@ -41,6 +42,9 @@ class Drift:
 
     @property
     def drifted(self) -> bool:
+        """Of a source that was not there at calibration no threshold is known to hold, which is as good as drift."""
+        if self.reason == UNSEEN:
+            return True
         if self.psi is None or self.psi_limit is None or self.keep_rate is None or self.keep_range is None:
             return False
         low, high = self.keep_range
@@ -71,12 +75,14 @@ def check_drift(scores: pa.Table, calibration: Mapping[str, Any]) -> list[Drift]
             raise DataError(f"scores: no column {name!r} to check drift by; give what `scorer score` wrote")
     quality_N, ids = floats(scores, "quality"), np.asarray(scores["id"].to_pylist(), dtype=object)
     sizes_N = floats(scores, "tokens") if by_tokens else np.ones(len(scores))
-    names = np.asarray([str(name) for name in scores["source"].to_pylist()], dtype=object)
+    names = np.asarray([name or "" for name in scores["source"].to_pylist()], dtype=object)
     found: list[Drift] = []
     for source in sorted(set(names)):
         rows = (names == source) & np.isfinite(quality_N)
         group, n = calibration["groups"].get(source), int(rows.sum())
-        if group is None or group["parent"] is not None:
+        if group is None:
+            found.append(Drift(source, n, reason=UNSEEN))
+        elif group["parent"] is not None:
             found.append(Drift(source, n, reason="the calibration had too few documents of it"))
         elif n < MINIMUM:
             found.append(Drift(source, n, reason=f"fewer than {MINIMUM} scores"))

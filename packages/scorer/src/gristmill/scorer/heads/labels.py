@@ -16,6 +16,8 @@ from gristmill.base.errors import DataError
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import split_of
 
+NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -97,7 +99,14 @@ def splits_of(labels: pa.Table) -> list[str]:
 
 
 def floats(table: pa.Table, name: str) -> np.ndarray:
-    """float64 [N], NaN for null."""
+    """float64 [N], NaN for null.
+
+    Raises:
+        DataError: the column holds no numbers.
+    """
+    kind = table.schema.field(name).type
+    if not any(is_kind(kind) for is_kind in NUMBERS):
+        raise DataError(f"column {name!r} holds {kind}, and numbers are needed")
     return np.array([np.nan if v is None else v for v in table[name].to_pylist()], dtype=np.float64)
 
 
