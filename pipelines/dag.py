@@ -154,7 +154,7 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
             Select(policy.before("scores"), "survivors", "survivors"),
             Sample(config.sample),
             Grade(_absolute(config.oracle), by_source, _grading(config), config.output.absolute() / REPLIES),
-            *(Heads(backbone, one, by_source, config.heads, config.calibration, features) for one in distinct),
+            *(Heads(backbone, one, by_source, config.heads, config.calibration, scoring, features) for one in distinct),
             Thresholds(routes),
             *([Reference(score)] if config.ensemble != "none" else []),
             score,

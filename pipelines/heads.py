@@ -26,18 +26,21 @@ class Heads(Step):
     that keeps what the backbone made of the labels' text; no output, it only saves time.
     """
 
-    version = 3
+    version = 4
 
     def __init__(
         self, backbone: Path, rubric: Rubric, rubrics: Mapping[str, Rubric], training: TrainConfig,
-        calibration: CalibrationConfig, features: Path,
+        calibration: CalibrationConfig, scoring: ScoringConfig, features: Path,
     ) -> None:  # fmt: skip
         self.name, self.folder = heads_of(rubric), f"heads/{rubric.name}"
         self.requires = ("sample", "grades")
         self._backbone, self._rubric, self._training, self._calibration = backbone, rubric, training, calibration
-        self._features, self._rubrics = features, rubrics
+        self._scoring, self._features, self._rubrics = scoring, features, rubrics
         routes = {source: other.name for source, other in rubrics.items()}
-        self.config = {"rubric": rubric.sha, "routes": routes, "training": training, "calibration": calibration}
+        self.config = {
+            "rubric": rubric.sha, "routes": routes, "training": training, "calibration": calibration,
+            "scoring": (scoring.dtype, scoring.attention, scoring.device),
+        }  # fmt: skip
         self.resources = _resources(training.threads, training.device)
         self.libraries = ("scipy", "tokenizers", "torch", "transformers")
 
@@ -59,7 +62,8 @@ class Heads(Step):
             self._rubrics.get(source, self._rubrics[""]) == self._rubric for source in unlabelled["source"].to_pylist()
         ]
         unlabelled = unlabelled.filter(pa.array(own, pa.bool_()))
-        result = calibrate_bundle(out, self._backbone, labels, unlabelled, self._calibration, self._training.threads)
+        whole = inputs.table("sample", ("id", "text"))
+        result = calibrate_bundle(out, self._backbone, labels, unlabelled, self._calibration, self._scoring, whole)
         failed = sum(status != "ok" for status in labels["status"].to_pylist())
         tokens = sum(sum(labels[name].to_pylist()) for name in ("prompt_tokens", "reply_tokens"))
         return {

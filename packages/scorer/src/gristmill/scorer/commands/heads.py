@@ -57,7 +57,14 @@ def train_heads(
 
 
 def calibrate(
-    heads: Path, backbone: Path, labels: Path, unlabelled: Path, config: Path | None = None, threads: int = 1
+    heads: Path,
+    backbone: Path,
+    labels: Path,
+    unlabelled: Path,
+    documents: Path | None = None,
+    config: Path | None = None,
+    device: str = "",
+    threads: int = 1,
 ) -> int | None:
     """Set tau_drop with a bound on false drops, and tau_keep to a keep rate per source.
 
@@ -66,13 +73,16 @@ def calibrate(
     Examples:
         scorer calibrate --heads heads --backbone models/smollm2 --labels labels.parquet --unlabelled docs.jsonl
         scorer calibrate --heads heads --backbone models/smollm2 --labels labels.parquet --unlabelled docs.jsonl --config calibration.toml
+        scorer calibrate --heads heads --backbone models/smollm2 --labels labels.parquet --documents docs.jsonl --unlabelled docs.jsonl --device cuda
 
     Args:
         unlabelled: a random sample of what will be scored.
+        documents: those that the labels were drawn from, by id: bounds are certified on whole documents, and labels
+            hold only what the oracle was shown.
         config: TOML with the fields of CalibrationConfig: max_false_drop, confidence, bounds, keep, keep_by ...
     """  # noqa: E501 (commands stand on one line)
     from gristmill.base.config import load
-    from gristmill.scorer.config import CalibrationConfig
+    from gristmill.scorer.config import CalibrationConfig, ScoringConfig
     from gristmill.scorer.heads import bundle
     from gristmill.scorer.heads.card import promise, threshold_table
     from gristmill.scorer.heads.thresholds import calibrate_bundle
@@ -80,7 +90,9 @@ def calibrate(
 
     settings = load(CalibrationConfig, config)
     own = graded_with(read_parquet(labels), bundle.load(heads).rubric)
-    result = calibrate_bundle(heads, backbone, own, read_documents(unlabelled), settings, threads)
+    scoring = ScoringConfig(device=device, threads=threads)
+    whole = None if documents is None else read_documents(documents)
+    result = calibrate_bundle(heads, backbone, own, read_documents(unlabelled), settings, scoring, whole)
     print("\n".join([promise(result), "", *threshold_table(result)]))
 
 

@@ -13,7 +13,7 @@ from gristmill.scorer.config import CalibrationConfig, ScoringConfig
 from gristmill.scorer.heads import bundle as bundles
 from gristmill.scorer.heads.calibration import Labelled, Unlabelled, calibrate
 from gristmill.scorer.heads.decisions import document_tokens
-from gristmill.scorer.heads.labels import Labels, floats
+from gristmill.scorer.heads.labels import Labels, floats, splits_of
 from gristmill.scorer.heads.reliability import isotonic_knots
 from gristmill.scorer.heads.weights import fit_weights, weighted
 from gristmill.scorer.scoring.scorer import Scorer
@@ -25,28 +25,49 @@ def calibrate_bundle(
     labels: pa.Table,
     unlabelled: pa.Table,
     config: CalibrationConfig,
-    threads: int = 1,
+    scoring: ScoringConfig | None = None,
+    documents: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Score the certify split and the unlabelled documents without exits, set thresholds, and write calibration.json.
+
+    What is certified must be read as scoring reads it, whole, where labels hold only what the oracle was shown.
 
     Beside what calibrate() gives it holds weights (of the dimensions, where they were fitted) and isotonic (maps from
     the deployed scores to the oracle's, for reports: decisions use raw scores).
 
     unlabelled: a uniform sample of what will be scored, with columns source and text; id too, for ties (or columns
-    source, probe, judge and tokens, where it has been scored without exits already).
+    source, probe, judge and tokens, where it has been scored without exits already). scoring: as scoring itself will be
+    run. documents: columns id and text, the whole texts of the graded documents.
 
     Raises:
-        DataError: too few good labels to certify (unless config.allow_uncertified), too few unlabelled documents, some
-            that were scored with exits, or no column overall to fit weights to.
+        DataError: too few good labels to certify, or labels of parts of documents without `documents` (both unless
+            config.allow_uncertified); documents that lack a graded one; too few unlabelled documents, some that were
+            scored with exits, or no column overall to fit weights to.
     """
-    scorer = Scorer.load(heads_dir, backbone_dir, ScoringConfig(threads=threads))
+    certified = labels.filter(pa.array([split == "certify" for split in splits_of(labels)], pa.bool_()))
+    texts = None if documents is None else _whole_texts(certified, documents)
+    parts = 0 if texts is not None else _parts(certified)
+    if parts and not config.allow_uncertified:
+        raise DataError(
+            f"labels: {parts} of {len(certified)} documents of split certify are there in part only, as the oracle was "
+            f"shown them, and scoring reads them whole; give those (--documents FILE with id and text), or set "
+            f"allow_uncertified (stamped as mode expected)"
+        )
+    scorer = Scorer.load(heads_dir, backbone_dir, scoring)
     graded = Labels.of(labels, scorer.bundle.rubric)
     weights = fit_weights(graded, scorer.bundle.rubric) if config.weights == "fit" else None
     rubric = scorer.rubric = weighted(scorer.bundle.rubric, {"weights": weights})
     certify = graded.take(graded.splits == "certify")
-    labelled = scorer.score(certify.texts, early_exit=False)
+    labelled = scorer.score(texts or certify.texts, early_exit=False)
     result = calibrate(
-        Labelled(certify.sources, rubric.quality(certify.scores_ND), floats(labelled, "probe")),
+        Labelled(
+            certify.sources,
+            rubric.quality(certify.scores_ND),
+            floats(labelled, "probe"),
+            certify.weights_N,
+            certify.ids,
+            whole=not parts,
+        ),
         _sample(scorer, unlabelled, weights is not None),
         config,
     )
@@ -56,9 +77,42 @@ def calibrate_bundle(
     return result
 
 
+def _whole_texts(certified: pa.Table, documents: pa.Table) -> list[str | None]:
+    for name, table, columns in (("labels", certified, ("id",)), ("documents", documents, ("id", "text"))):
+        for column in columns:
+            if column not in table.column_names:
+                raise DataError(f"{name}: no column {column!r}, by which whole texts are found")
+    ids, texts = (documents[name].to_pylist() for name in ("id", "text"))
+    known: dict[str, str | None] = {}
+    for one, text in zip(map(str, ids), texts):
+        if known.setdefault(one, text) != text:
+            raise DataError(f"documents: several texts of id {one!r}; give each document an id of its own")
+    wanted = [str(one) for one in certified["id"].to_pylist()]
+    missing = [one for one in wanted if one not in known]
+    if missing:
+        raise DataError(
+            f"documents: {len(missing)} of the {len(wanted)} graded documents of split certify are not there, such as "
+            f"{missing[0]!r}; give those that the labels were drawn from"
+        )
+    return [known[one] for one in wanted]
+
+
+def _parts(certified: pa.Table) -> int:
+    """How many of the documents the oracle was shown in part."""
+    columns = certified.column_names
+    if "truncated" in columns:
+        return sum(bool(one) for one in certified["truncated"].to_pylist())
+    windows = certified["window"].to_pylist() if "window" in columns else []
+    return sum(one not in (None, "whole") for one in windows)
+
+
 def _sample(scorer: Scorer, unlabelled: pa.Table, new_weights: bool) -> Unlabelled:
     columns = unlabelled.column_names
-    sources = [str(one) for one in unlabelled["source"].to_pylist()] if "source" in columns else [""] * len(unlabelled)
+    sources = (
+        ["" if one is None else str(one) for one in unlabelled["source"].to_pylist()]
+        if "source" in columns
+        else [""] * len(unlabelled)
+    )
     ids = [str(one) for one in unlabelled["id"].to_pylist()] if "id" in columns else None
     texts = unlabelled["text"].to_pylist() if "text" in columns else None
     if "probe" not in columns or (new_weights and texts is not None):
