@@ -64,17 +64,18 @@ class Drift:
 def check_drift(scores: pa.Table, calibration: Mapping[str, Any]) -> list[Drift]:
     """Each source of a score table against the deciles and the keep rate of its calibration.
 
-    scores: columns id, source and quality; tokens too, where the keep rate counts them.
+    The keep rate is that of documents, whatever the thresholds were set by: of a document that was scored only what was
+    read is known, not its size.
+
+    scores: columns id, source and quality.
 
     Raises:
         DataError: a column is missing.
     """
-    by_tokens = calibration["keep_by"] == "tokens"
-    for name in ("id", "source", "quality", *(["tokens"] if by_tokens else [])):
+    for name in ("id", "source", "quality"):
         if name not in scores.column_names:
             raise DataError(f"scores: no column {name!r} to check drift by; give what `scorer score` wrote")
     quality_N, ids = floats(scores, "quality"), np.asarray(scores["id"].to_pylist(), dtype=object)
-    sizes_N = floats(scores, "tokens") if by_tokens else np.ones(len(scores))
     names = np.asarray([name or "" for name in scores["source"].to_pylist()], dtype=object)
     found: list[Drift] = []
     for source in sorted(set(names)):
@@ -87,7 +88,7 @@ def check_drift(scores: pa.Table, calibration: Mapping[str, Any]) -> list[Drift]
         elif n < MINIMUM:
             found.append(Drift(source, n, reason=f"fewer than {MINIMUM} scores"))
         else:
-            found.append(_compare(source, quality_N[rows], list(ids[rows]), sizes_N[rows], group))
+            found.append(_compare(source, quality_N[rows], list(ids[rows]), group))
     return found
 
 
@@ -100,21 +101,17 @@ def stability_index(quality_N: np.ndarray, group: Mapping[str, Any]) -> tuple[fl
     expected = np.diff(np.concatenate([[0.0], np.asarray(group["at_or_below"])[first], [1.0]]))
     found = np.bincount(np.searchsorted(edges, quality_N, side="left"), minlength=len(expected))
     shares = np.maximum(found, 0.5) / len(quality_N)
-    expected = np.maximum(expected, 0.5 / group["n_effective"])
+    expected = np.maximum(expected, 0.5 / group["n"])
     return float(((shares - expected) * np.log(shares / expected)).sum()), len(expected)
 
 
-def _compare(
-    source: str, quality_N: np.ndarray, ids: list[str], sizes_N: np.ndarray, group: Mapping[str, Any]
-) -> Drift:
+def _compare(source: str, quality_N: np.ndarray, ids: list[str], group: Mapping[str, Any]) -> Drift:
     n, calibrated = len(quality_N), group["n_effective"]
     psi, bins = stability_index(quality_N, group)
     # Under no drift the index times n m / (n + m) is about chi-squared.
-    by_chance = float(chi2.ppf(1 - CHANCE, bins - 1)) * (1 / n + 1 / calibrated)
-    kept = keeps(quality_N, ids, group)
-    rate = float(sizes_N[kept].sum() / sizes_N.sum())
+    by_chance = float(chi2.ppf(1 - CHANCE, bins - 1)) * (1 / n + 1 / group["n"])
+    rate = float(keeps(quality_N, ids, group).mean())
     # The share above the k-th greatest of m is Beta(k, m + 1 - k); of n new documents so many are above it.
-    drawn = max(round(sizes_N.sum() ** 2 / np.square(sizes_N).sum()), 1)
-    k = min(max(group["target"] * calibrated, 1), calibrated)
-    low, high = (betabinom.ppf(q, drawn, k, calibrated + 1 - k) / drawn for q in (CHANCE / 2, 1 - CHANCE / 2))
+    k = min(max(group["documents_kept"] * calibrated, 1), calibrated)
+    low, high = (betabinom.ppf(q, n, k, calibrated + 1 - k) / n for q in (CHANCE / 2, 1 - CHANCE / 2))
     return Drift(source, n, psi, max(LIMIT, by_chance), rate, (float(low), float(high)))
