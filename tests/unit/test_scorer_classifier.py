@@ -118,6 +118,7 @@ def test_others_are_opened_by_kind_and_place(quality: Path, tmp_path: Path) -> N
         ("two words=encoder:x", "write NAME=encoder"),
         ("vowels=encoder:x", "a column 'vowels' already"),
         ("judge=encoder:x", "a column 'judge' already"),
+        ("edu=encoder:org/model", "org/model: no such folder"),
         (f"hq=fasttext:{quality}:high", "no label 'high'"),
         ("hq=fasttext:nowhere.bin:hq", "no such classifier"),
         (f"hq=fasttext:{folder / 'config.json'}:hq", "no fastText model"),

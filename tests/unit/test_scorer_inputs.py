@@ -19,6 +19,7 @@ from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.heads.distil import train_bundle
 from gristmill.scorer.heads.evaluation import retest_reliabilities
+from gristmill.scorer.heads.labels import Labels
 from gristmill.scorer.tables import read_documents, read_parquet, write_parquet
 
 GOOD = json.dumps({"id": "a", "text": "flour"}).encode() + b"\n"
@@ -38,6 +39,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("docs.jsonl.gz", gzip.compress(GOOD)[:12] + b"\0" * 40, "damaged, or not gzipped"),
         ("docs.parquet", b"PAR1 and no more", "not readable as Parquet"),
     ],
+    ids=["no UTF-8", "cut", "plain", "garbled", "no Parquet"],
 )
 def test_damaged_documents_are_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -63,6 +65,12 @@ def test_columns_of_another_type_are_named(tmp_path: Path, column: str, values: 
     write_parquet(pa.table({"text": ["a", "b"], column: values}), tmp_path / "docs.parquet")
     with pytest.raises(DataError, match=f"column {column} holds"):
         read_documents(tmp_path / "docs.parquet")
+
+
+def test_grades_that_are_no_numbers_are_named() -> None:
+    table = pa.table({"id": ["a"], "text": ["flour"], "vowels": ["good"], "noise": [1.0]})
+    with pytest.raises(DataError, match="column 'vowels' holds string"):
+        Labels.of(table, rubric())
 
 
 def test_text_may_be_dictionary_encoded(tmp_path: Path) -> None:

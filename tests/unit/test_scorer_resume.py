@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from gristmill.base.files import read_json
 from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.commands import scores
 from gristmill.scorer.heads import bundle
-from gristmill.scorer.scoring.parts import finished, in_parts
-from gristmill.scorer.tables import read_parquet, write_parquet
+from gristmill.scorer.scoring.parts import alone, finished, in_parts
+from gristmill.scorer.tables import read_documents, read_parquet, write_parquet
 
 DOCUMENTS = 400
 Run = Callable[..., int]
@@ -133,7 +134,7 @@ def test_scores_then_decisions(
     exits = table["exit"].to_pylist().count(True)
     assert f"planted: {DOCUMENTS} documents" in told and "without a score: 1 (empty)" in told
     assert f"exits audited: {exits} of {exits}, " in told and "drift: web: 399 documents" in told
-    assert table.column_names[:3] == ["id", "source", "quality"] and table.column_names[-1] == "rubric"
+    assert table.column_names[:3] == ["id", "source", "quality"] and table.column_names[-2:] == ["rubric", "heads"]
     assert run("decide", "--scores", output, "--heads", heads, "--output", decided) == 0
     decisions = read_parquet(decided)
     counts = {name: decisions["decision"].to_pylist().count(name) for name in ("keep", "band", "drop", None)}
@@ -181,17 +182,78 @@ def test_heads_by_type_and_other_scorers_beside(
     assert "not calibrated" in capsys.readouterr().err
 
 
-def test_new_thresholds_need_no_new_scores(
-    run: Run, backbone: Path, heads: Path, documents: Path, tmp_path: Path
+def test_new_thresholds_need_new_scores_only_where_the_judge_is_asked_more(
+    run: Run, backbone: Path, heads: Path, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, decided = tmp_path / "scores.parquet", tmp_path / "decisions.parquet"
     assert run("score", "--heads", heads, "--backbone", backbone, "--input", documents, "--output", output) == 0
-    moved = tmp_path / "moved"
-    loaded = bundle.load(heads)
-    bundle.save(loaded, moved)
-    thresholds = read_json(heads / "calibration.json")
-    for group in thresholds["groups"].values():
-        group |= {"tau_drop": 0.0, "tau_keep": 0.0}
-    bundle.save_calibration(loaded, thresholds, moved)
-    assert run("decide", "--scores", output, "--heads", moved, "--output", decided) == 0
-    assert set(read_parquet(decided)["decision"].to_pylist()) <= {"keep", "band", None}
+    loaded, thresholds = bundle.load(heads), read_json(heads / "calibration.json")
+
+    def moved(name: str, **values: float) -> Path:
+        groups = {source: {**group, **values} for source, group in thresholds["groups"].items()}
+        bundle.save(replace(loaded, calibration={**thresholds, "groups": groups}), tmp_path / name)
+        return tmp_path / name
+
+    assert run("decide", "--scores", output, "--heads", moved("keep", tau_keep=0.9), "--output", decided) == 0
+    assert read_parquet(decided)["decision"].to_pylist().count("keep") == 0
+    assert run("decide", "--scores", output, "--heads", moved("drop", tau_drop=0.0), "--output", decided) == 3
+    assert "score again with these heads" in capsys.readouterr().err
+    other = write_heads(tmp_path / "other", backbone, seed=5, thresholds={"web": {"tau_drop": 0.45}})
+    assert run("decide", "--scores", output, "--heads", other, "--output", decided) == 3
+    assert f"made with heads {loaded.identity}" in capsys.readouterr().err
+
+
+def test_heads_of_one_rubric_have_each_its_own_thresholds(
+    run: Run, backbone: Path, heads: Path, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = write_heads(tmp_path / "code", backbone, seed=1, thresholds={"web": {"tau_drop": 0.0, "tau_keep": 0.0}})
+    table = read_documents(documents).slice(10, 40)
+    types = ["code", "prose"] * 20
+    write_parquet(table.append_column("content_type", pa.array(types)), tmp_path / "docs.parquet")
+    output, decided = tmp_path / "scores.parquet", tmp_path / "decisions.parquet"
+    both = ("--heads", heads, "--heads", f"code={none}")
+    common = ("--backbone", backbone, "--input", tmp_path / "docs.parquet", "--output", output)
+    assert run("score", *both, *common) == 0
+    assert run("decide", "--scores", output, *both, "--output", decided) == 0
+    for type_, score, row in zip(types, read_parquet(output).to_pylist(), read_parquet(decided).to_pylist()):
+        assert score["rubric"] == "planted"
+        low = 0.0 if type_ == "code" else 0.45
+        assert (row["decision"] == "drop") == (score["probe"] < low)
+    bundle.save(replace(bundle.load(heads), calibration=bundle.load(none).calibration), tmp_path / "again")
+    twice = ("--heads", heads, "--heads", f"code={tmp_path / 'again'}")
+    assert run("score", *twice, *common) == 2 and run("decide", "--scores", output, *twice, "--output", decided) == 2
+    assert capsys.readouterr().err.count("give one of them") == 2
+
+
+def test_a_second_process_leaves_the_first_ones_parts_alone(
+    run: Run, backbone: Path, heads: Path, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scores.parquet"
+    common = ("--heads", heads, "--backbone", backbone, "--input", documents, "--output", output)
+    with alone(output):
+        part = tmp_path / ".scores.parquet.parts" / "one.parquet"
+        part.write_bytes(b"of the first")
+        assert run("score", *common) == 1
+        assert "another process scores into it" in capsys.readouterr().err and part.exists()
+    assert run("score", *common) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+def test_what_cannot_be_scored_or_written_is_said_before_the_work(
+    run: Run, backbone: Path, heads: Path, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--heads", heads, "--backbone", backbone, "--output")
+    assert run("score", *common, tmp_path, "--input", documents) == 2
+    assert run("decide", "--scores", documents, "--heads", heads, "--output", tmp_path) == 2
+    assert capsys.readouterr().err.count("name a file to write") == 2
+    output = tmp_path / "scores.parquet"
+    assert run("score", *common, output, "--input", documents, "--scorer", "edu=encoder:org/edu") == 2
+    assert "org/edu: no such folder" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "none.jsonl").touch()
+    assert run("score", *common, output, "--input", tmp_path / "none.jsonl") == 0
+    assert len(read_parquet(output)) == 0
+    (tmp_path / "new.jsonl").write_text(json.dumps({"text": "flour", "source": "unseen"}) + "\n")
+    assert run("score", *common, output, "--input", tmp_path / "new.jsonl") == 0
+    assert "drift: unseen: 1 documents, not compared: it was not there" in capsys.readouterr().out
+    assert run("score", *common, output, "--input", tmp_path / "new.jsonl", "--fail-drift") == 4

@@ -17,6 +17,7 @@ from gristmill.scorer.config import ScoringConfig
 from gristmill.scorer.scoring.decide import decide, live_false_drops
 from gristmill.scorer.scoring.scorer import Scorer
 
+HEADS = "0123456789abcdef"
 TAU = {"(all)": {"tau_drop": 0.5, "tau_keep": 0.5, "ties": 1.0}}
 
 
@@ -28,7 +29,9 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def heads(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_heads(tmp_path_factory.mktemp("heads") / "heads", backbone, thresholds=TAU)
+    return write_heads(
+        tmp_path_factory.mktemp("heads") / "heads", backbone, thresholds={**TAU, "another": TAU["(all)"]}
+    )
 
 
 def test_audited_exits_have_both_scores_and_keep_the_probes_quality(heads: Path, backbone: Path) -> None:
@@ -57,7 +60,8 @@ def test_which_exits_are_audited_depends_on_the_text_alone(heads: Path, backbone
 
 def scores(**columns: list) -> pa.Table:
     n = len(columns["probe"])
-    given = {"id": [f"d{i}" for i in range(n)], "source": ["web"] * n, **columns}
+    given = {"id": [f"d{i}" for i in range(n)], "source": ["web"] * n, "heads": [HEADS] * n, "exit": [False] * n}
+    given |= columns
     return pa.table(given)
 
 
@@ -67,13 +71,13 @@ def test_live_false_drops_are_the_share_of_what_the_judge_would_keep() -> None:
             probe=[0.1] * 100 + [0.9] * 60, exit=[True] * 100 + [False] * 60, shadow=[True] * 20 + [False] * 140,
             judge=[0.9] * 2 + [0.1] * 18 + [None] * 80 + [0.9] * 40 + [0.1] * 20,
         ),
-        {"planted": calibration(TAU)},
+        {HEADS: calibration(TAU)},
     )  # fmt: skip
     assert found is not None and (found["exits"], found["audited"], found["wrong"]) == (100, 20, 2)
     assert found["false_drop"] == pytest.approx(10 / 50)  # a tenth of 100 exits, beside 40 that were kept
     assert found["false_drop"] < found["upper"] < 0.5
     unaudited = scores(probe=[0.1], exit=[True], shadow=[False], judge=pa.array([None], pa.float32()))
-    assert live_false_drops(unaudited, {"planted": calibration(TAU)}) is None
+    assert live_false_drops(unaudited, {HEADS: calibration(TAU)}) is None
 
 
 def test_decisions_follow_the_thresholds_of_the_source_and_need_no_model() -> None:
@@ -83,23 +87,42 @@ def test_decisions_follow_the_thresholds_of_the_source_and_need_no_model() -> No
     ).set_column(1, "source", pa.array(["web", "web", "web", "web", "code"]))
     thresholds = calibration(
         {
-            "(all)": {"tau_drop": 0.2, "tau_keep": 0.6, "ties": 1.0},
+            "web": {"tau_drop": 0.2, "tau_keep": 0.6, "ties": 1.0},
             "code": {"tau_drop": None, "tau_keep": 0.05, "ties": 1.0},
         }
     )
-    assert decide(table, {"planted": thresholds}).to_pylist() == ["drop", "keep", "band", None, "keep"]
-    mixed = table.append_column("rubric", pa.array(["planted"] * 4 + ["other"]))
-    with pytest.raises(DataError, match="of rubric 'other'"):
-        decide(mixed, {"planted": thresholds})
-    with pytest.raises(DataError, match="no column 'quality'"):
-        decide(table.drop_columns(["quality"]), {"planted": thresholds})
+    assert decide(table, {HEADS: thresholds}).to_pylist() == ["drop", "keep", "band", None, "keep"]
+    mixed = table.set_column(2, "heads", pa.array([HEADS] * 4 + ["other"]))
+    with pytest.raises(DataError, match="made with heads other"):
+        decide(mixed, {HEADS: thresholds})
+    for name in ("id", "source", "quality", "probe", "exit", "heads"):
+        with pytest.raises(DataError, match=f"no column '{name}'"):
+            decide(table.drop_columns([name]), {HEADS: thresholds})
+
+
+def test_exits_that_new_thresholds_send_to_the_judge_are_no_decisions() -> None:
+    table = scores(probe=[0.1, 0.4, 0.9], quality=[0.1, 0.4, 0.9], exit=[True, True, False])
+    lower, higher = ({"web": {"tau_drop": tau, "tau_keep": 0.5, "ties": 1.0}} for tau in (0.3, 0.45))
+    assert decide(table, {HEADS: calibration(higher)}).to_pylist() == ["drop", "drop", "keep"]
+    with pytest.raises(DataError, match=r"1 documents exited early .* score again"):
+        decide(table, {HEADS: calibration(lower)})
+
+
+def test_a_source_that_was_not_there_at_calibration_has_no_exits(heads: Path, backbone: Path) -> None:
+    some = texts(60)
+    scorer = Scorer.load(heads, backbone)
+    exits = scorer.score(some, ["another"] * 60)["exit"].to_pylist()
+    assert any(exits) and not any(scorer.score(some, ["unseen"] * 60)["exit"].to_pylist())
+    table = scores(probe=[0.1, 0.1], quality=[0.1, 0.1]).set_column(1, "source", pa.array(["another", None]))
+    thresholds = calibration({**TAU, "another": {"tau_drop": 0.5, "tau_keep": 0.6}})
+    assert decide(table, {HEADS: thresholds}).to_pylist() == ["drop", "band"]
 
 
 def test_equal_scores_at_the_threshold_are_told_apart_by_id() -> None:
     n = 2000
     table = scores(probe=[0.9] * n, quality=pa.array([0.5] * n, pa.float32()))
     thresholds = calibration({"(all)": {"tau_drop": None, "tau_keep": 0.5, "ties": 0.3}})
-    kept = np.mean([decision == "keep" for decision in decide(table, {"planted": thresholds}).to_pylist()])
+    kept = np.mean([decision == "keep" for decision in decide(table, {HEADS: thresholds}).to_pylist()])
     assert 0.25 < kept < 0.35
 
 

@@ -158,7 +158,7 @@ def _defaults(table: pa.Table, path: Path) -> pa.Table:
             table = table.append_column(name, missing)
             continue
         try:
-            filled = pc.coalesce(table[name].cast(pa.string()), null)
+            filled = pc.fill_null(table[name].cast(pa.string()), null)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise DataError(f"{path}: column {name} holds {table[name].type}, and strings are needed") from None
         table = table.set_column(table.column_names.index(name), name, filled)

@@ -40,8 +40,10 @@ def evaluate(
     from gristmill.scorer.heads.card import curve_table, summary
     from gristmill.scorer.heads.comparison import evaluate_folder
     from gristmill.scorer.heads.hub import locate
-    from gristmill.scorer.tables import read_parquet
+    from gristmill.scorer.tables import check_output, read_parquet
 
+    for path in filter(None, (output, curve)):
+        check_output(path)
     audited = read_object(audit, "give the audit.json of `scorer audit-oracle`", rubrics=dict) if audit else None
     settings = load(ScoringConfig, config)
     metrics = evaluate_folder(locate(heads), backbone, read_parquet(labels), scores, audited, settings)

@@ -90,8 +90,16 @@ def label(
     from gristmill.scorer.oracle.grade import grade_by_type
     from gristmill.scorer.oracle.replies import Replies, StoredEngine
     from gristmill.scorer.sampling import SamplingConfig, join_rounds, sample_documents
-    from gristmill.scorer.tables import read_documents, read_parquet, rubrics_of, with_rubric, write_parquet
+    from gristmill.scorer.tables import (
+        check_output,
+        read_documents,
+        read_parquet,
+        rubrics_of,
+        with_rubric,
+        write_parquet,
+    )
 
+    check_output(output)
     if scores is None and (tau is not None or heads is not None):
         raise UsageError("--tau and --heads say where the threshold of --scores FILE is, and that is missing")
     rubrics = _rubrics(rubric)

@@ -13,6 +13,7 @@ from gristmill.base.errors import DataError, PartialError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from gristmill.scorer.heads.bundle import Bundle
     from gristmill.scorer.scoring.others import Other
     from gristmill.scorer.scoring.router import Router
 
@@ -36,7 +37,7 @@ def score(
     """Score documents with trained heads.
 
     Writes Parquet in input order: id, source, quality, probe, judge, exit, shadow, least, greatest, one score per
-    dimension, tokens, windows, truncated, reason, rubric. The same command goes on after it was stopped.
+    dimension, tokens, windows, truncated, reason, rubric, heads. The same command goes on after it was stopped.
 
     Examples:
         scorer score --heads heads --backbone models/smollm2 --input docs.jsonl --output scores.parquet
@@ -56,31 +57,33 @@ def score(
     from gristmill.base.config import load
     from gristmill.scorer.config import ScoringConfig
     from gristmill.scorer.scoring import others
-    from gristmill.scorer.scoring.parts import finished, in_parts
+    from gristmill.scorer.scoring.parts import alone, finished, in_parts
     from gristmill.scorer.scoring.router import Router
-    from gristmill.scorer.tables import TYPE, read_documents, write_parquet
+    from gristmill.scorer.tables import TYPE, check_output, read_documents, write_parquet
 
+    check_output(output)
     settings = load(ScoringConfig, config)
     settings = replace(settings, threads=threads or settings.threads, device=device or settings.device)
     folders = routes(heads)
     documents = read_documents(input)
     documents = documents.select([name for name in ("id", "source", TYPE, "text") if name in documents.column_names])
-    router = Router.load(folders, backbone, settings)
-    dimensions = [name for one in router.scorers.values() for name in one.bundle.rubric.names]
     given = others.parse(scorer)
-    more = others.open_scorers(given, dimensions)
-    if ensemble != "none" and not more:
+    if ensemble != "none" and not given:
         raise UsageError(f"--ensemble {ensemble}: with what? Name another scorer by --scorer {others.FORMS}")
+    with alone(output):
+        router = Router.load(folders, backbone, settings)
+        dimensions = [name for one in router.scorers.values() for name in one.bundle.rubric.names]
+        more = others.open_scorers(given, dimensions)
 
-    def one(part: pa.Table) -> pa.Table:
-        return _score(part, router, more, early_exit)
+        def one(part: pa.Table) -> pa.Table:
+            return _score(part, router, more, early_exit)
 
-    key = {"routes": _identity(folders), "config": settings, "early_exit": early_exit, "scorers": _files(given)}
-    table, known = in_parts(documents, output, PART_ROWS, key, one)
-    if ensemble != "none":
-        table = table.append_column("ensemble", _ensemble(table, ["quality", *more], ensemble))
-    write_parquet(table, output)
-    finished(output)
+        key = {"routes": _manifests(folders), "config": settings, "early_exit": early_exit, "scorers": _files(given)}
+        table, known = in_parts(documents, output, PART_ROWS, key, one)
+        if ensemble != "none":
+            table = table.append_column("ensemble", _ensemble(table, ["quality", *more], ensemble))
+        write_parquet(table, output)
+        finished(output)
     print("\n".join(_told(output, table, router, known)))
     return _drift(table, router, fail_drift)
 
@@ -89,7 +92,8 @@ def decide(scores: Path, heads: cli.Repeated, output: Path) -> int | None:
     """Decide from stored scores, without a model: drop, band or keep, by the thresholds of calibrated heads.
 
     Writes Parquet: id, source, decision (null where there is no score). Another keep rate is another `scorer calibrate`
-    and this command again.
+    and this command again; where exits would then go on to the judge it is refused, and the documents must be scored
+    again.
 
     Examples:
         scorer decide --scores scores.parquet --heads heads --output decisions.parquet
@@ -98,8 +102,9 @@ def decide(scores: Path, heads: cli.Repeated, output: Path) -> int | None:
         heads: the folders that the scores were made with.
     """
     from gristmill.scorer.scoring.decide import decide
-    from gristmill.scorer.tables import read_parquet, write_parquet
+    from gristmill.scorer.tables import check_output, read_parquet, write_parquet
 
+    check_output(output)
     table = read_parquet(scores)
     found = _calibrations(routes(heads))
     decisions = decide(table, found)
@@ -133,7 +138,7 @@ def _score(part: pa.Table, router: Router, more: dict[str, Any], early_exit: boo
 
     from gristmill.scorer.tables import TYPE
 
-    texts, sources = part["text"].to_pylist(), [str(name) for name in part["source"].to_pylist()]
+    texts, sources = part["text"].to_pylist(), part["source"].to_pylist()
     types = part[TYPE].to_pylist() if TYPE in part.column_names else None
     table = router.score(texts, sources, types, early_exit)
     for name, other in more.items():
@@ -175,7 +180,8 @@ def _counted(counts: dict[str, int]) -> str:
 def _audit(table: pa.Table, router: Router) -> list[str]:
     from gristmill.scorer.scoring.decide import live_false_drops
 
-    found = live_false_drops(table, _of(router)) if len(_of(router)) == len(_rubrics(router)) else None
+    calibrations = _calibrated(router)
+    found = live_false_drops(table, calibrations) if len(calibrations) == len(_bundles(router)) else None
     if found is None:
         return []
     return [
@@ -185,11 +191,13 @@ def _audit(table: pa.Table, router: Router) -> list[str]:
 
 
 def _drift(table: pa.Table, router: Router, fail: bool) -> int | None:
+    import pyarrow as pa
+
     from gristmill.scorer.heads.drift import check_drift
 
     found = []
-    for rubric, calibration in _of(router).items():
-        own = table.filter([name == rubric for name in table["rubric"].to_pylist()])
+    for heads, calibration in _calibrated(router).items():
+        own = table.filter(pa.array([name == heads for name in table["heads"].to_pylist()], pa.bool_()))
         found += [drift for drift in check_drift(own, calibration) if drift.drifted]
     for drift in found:
         print(f"drift: {drift}")
@@ -198,30 +206,32 @@ def _drift(table: pa.Table, router: Router, fail: bool) -> int | None:
     return None
 
 
-def _rubrics(router: Router) -> set[str]:
-    return {scorer.bundle.rubric.name for scorer in router.scorers.values()}
+def _bundles(router: Router) -> dict[str, Bundle]:
+    return {scorer.bundle.identity: scorer.bundle for scorer in router.scorers.values()}
 
 
-def _of(router: Router) -> dict[str, dict[str, Any]]:
-    """The calibration of each rubric that has one."""
-    bundles = (scorer.bundle for scorer in router.scorers.values())
-    return {bundle.rubric.name: bundle.calibration for bundle in bundles if bundle.calibration is not None}
+def _calibrated(router: Router) -> dict[str, dict[str, Any]]:
+    """The calibrations of those heads that have one."""
+    found = _bundles(router).items()
+    return {name: bundle.calibration for name, bundle in found if bundle.calibration is not None}
 
 
 def _calibrations(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    from gristmill.scorer.heads.files import check_files, read_calibration, read_scorer
+    from gristmill.scorer.heads.files import check_files, identity, read_calibration
 
     found: dict[str, dict[str, Any]] = {}
     for folder in folders.values():
         check_files(folder)
-        name, calibration = read_scorer(folder)["rubric"]["name"], read_calibration(folder)
+        name, calibration = identity(folder), read_calibration(folder)
         if calibration is None:
             raise DataError(f"{folder}: not calibrated, so there are no thresholds to decide by; `scorer calibrate` it")
+        if found.get(name, calibration) != calibration:
+            raise UsageError(f"{folder}: the same heads are given with other thresholds too; give one of them")
         found[name] = calibration
     return found
 
 
-def _identity(folders: dict[str, Path]) -> dict[str, str]:
+def _manifests(folders: dict[str, Path]) -> dict[str, str]:
     from gristmill.base.files import sha256_file
     from gristmill.scorer.heads.files import MANIFEST
 
@@ -236,6 +246,5 @@ def _files(given: Sequence[Other]) -> dict[str, Any]:
 
     found: dict[str, Any] = {name: importlib.metadata.version(name) for name in LIBRARIES}
     for name, kind, path, label in given:
-        content = sha256_folder(path) if path.is_dir() else sha256_file(path) if path.is_file() else str(path)
-        found[f"scorer {name}"] = [kind, label, content]
+        found[f"scorer {name}"] = [kind, label, sha256_folder(path) if path.is_dir() else sha256_file(path)]
     return found

@@ -27,6 +27,7 @@ from gristmill.scorer.heads.files import (
     FORMAT,
     check_calibration,
     check_files,
+    identity,
     read_calibration,
     read_scorer,
     replaced,
@@ -50,6 +51,8 @@ class Bundle:
     labels_sha: str
     metrics: dict[str, Any]
     calibration: dict[str, Any] | None = None
+    identity: str = ""
+    """See files.identity(); of a folder that was read."""
 
 
 def save(bundle: Bundle, folder: Path) -> None:
@@ -92,7 +95,7 @@ def load(folder: Path) -> Bundle:
     return Bundle(
         BackboneIdentity(**values["backbone"]), config, rubric, probe.eval(), judge.eval() if judge else None,
         SelfTest.load(folder / "selftest.safetensors"), values["labels_sha"], read_json(folder / "metrics.json"),
-        read_calibration(folder),
+        read_calibration(folder), identity(folder),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.base.errors import DataError, UsageError
-from gristmill.base.files import read_json, read_object, replace_folder, sha256_file, write_json
+from gristmill.base.files import fingerprint, read_json, read_object, replace_folder, sha256_file, write_json
 from gristmill.scorer.heads.calibration import ALL, MINIMUM_UNLABELLED, labels_needed
 from gristmill.scorer.heads.calibration import FORMAT as CALIBRATION_FORMAT
 
@@ -72,6 +72,16 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
     calibration = read_json(path)
     check_calibration(calibration, path)
     return calibration
+
+
+def identity(folder: Path) -> str:
+    """What scores depend on, as 16 digits: backbone, settings, the heads, and weights that were fitted; no threshold.
+
+    Of a folder whose files have been checked.
+    """
+    calibration = read_calibration(folder) or {}
+    files = [sha256_file(folder / name) for name in ("scorer.json", "heads.safetensors")]
+    return fingerprint([*files, calibration.get("weights")])[:16]
 
 
 def check_calibration(calibration: Any, path: Path) -> None:

@@ -64,6 +64,8 @@ def open_scorers(given: Sequence[Other], taken: Sequence[str]) -> dict[str, Othe
         if name in taken:
             raise UsageError(f"scorer {name}: there is a column {name!r} already; name it otherwise")
         if kind == "encoder":
+            if not path.is_dir():
+                raise UsageError(f"scorer {name}: {path}: no such folder; one on the Hub must be downloaded first")
             opened[name] = SequenceClassifier(SequenceClassifierConfig(str(path), label))
         else:
             opened[name] = FastTextScorer(path, label)

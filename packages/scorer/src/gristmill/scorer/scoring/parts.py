@@ -5,18 +5,47 @@ A part is named by everything its scores depend on, so what is found there is ei
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from gristmill.base.errors import GristmillError
 from gristmill.base.files import fingerprint
 from gristmill.scorer.tables import read_parquet, write_parquet
 
 FORMAT = "gristmill.scores/1"
+
+
+@contextlib.contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Hold the parts of an output while they are made, and until they are in it.
+
+    Raises:
+        GristmillError: another process does.
+    """
+    folder = _folder(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(file.fileno()), path.stat())  # not that of one who has just finished
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise GristmillError(f"{output}: another process scores into it; wait for it, or name another --output")
+        try:
+            yield
+        finally:
+            if not any(folder.glob("*.parquet")):
+                finished(output)
 
 
 def in_parts(
@@ -24,7 +53,8 @@ def in_parts(
 ) -> tuple[pa.Table, int]:
     """score() of each `rows` documents, one after the other, and how many parts were there already.
 
-    key: what the scores depend on besides the documents. Call finished() once the output is written.
+    key: what the scores depend on besides the documents. Call this within alone(), and finished() once the output is
+    written.
     """
     folder = _folder(output)
     tables: list[pa.Table] = []

@@ -27,6 +27,9 @@ class Router:
         for scorer in scorers.values():
             if rubrics[scorer.bundle.rubric.name] != scorer.bundle.rubric.sha:
                 raise UsageError(f"two of the heads have different rubrics of the name {scorer.bundle.rubric.name!r}")
+        bundles = {scorer.bundle.identity: scorer.bundle for scorer in scorers.values()}
+        if any(one.bundle.calibration != bundles[one.bundle.identity].calibration for one in scorers.values()):
+            raise UsageError("two of the heads are the same ones with different thresholds; give one of them")
 
     @classmethod
     def load(cls, heads: Mapping[str, Path], backbone: Path, config: ScoringConfig | None = None) -> Router:
@@ -34,7 +37,7 @@ class Router:
 
         Raises:
             DataError: as Scorer.load().
-            UsageError: different rubrics of one name.
+            UsageError: different rubrics of one name, or different thresholds for the same heads.
         """
         folders = list(dict.fromkeys(heads.values()))
         loaded = dict(zip(folders, load_scorers(folders, backbone, config)))
@@ -57,8 +60,8 @@ class Router:
         early_exit: bool = True,
     ) -> pa.Table:
         """One row per text, in order: the columns of Scorer.score() with the dimensions of all bundles, null where a
-        document's own lacks one, and `rubric`. Where there are no heads for a document all is null, and the reason
-        says so.
+        document's own lacks one; `rubric`, and `heads`, their identity. Where there are no heads for a document all is
+        null, and the reason says so.
 
         Raises:
             UsageError: texts, sources and types differ in length.
@@ -75,12 +78,14 @@ class Router:
             own = np.array([name is not None and self.scorers[name] is scorer for name in routes], bool)
             at: list[int] = np.flatnonzero(own).tolist()
             table = scorer.score([texts[i] for i in at], [sources[i] for i in at], early_exit)
-            tables.append(table.append_column("rubric", pa.array([scorer.bundle.rubric.name] * len(at), pa.string())))
+            for name, value in (("rubric", scorer.bundle.rubric.name), ("heads", scorer.bundle.identity)):
+                table = table.append_column(name, pa.array([value] * len(at), pa.string()))
+            tables.append(table)
             rows.append(np.array(at, np.int64))
         lost = np.flatnonzero([name is None for name in routes])
         reason = pa.array(["no heads for its content type or source"] * len(lost), pa.string())
         tables.append(pa.table({"reason": reason}))
         rows.append(lost)
         merged = pa.concat_tables(tables, promote_options="default")
-        merged = merged.select([*BEFORE, *dimensions, *AFTER, "rubric"])
+        merged = merged.select([*BEFORE, *dimensions, *AFTER, "rubric", "heads"])
         return merged.take(pa.array(np.argsort(np.concatenate(rows), kind="stable")))

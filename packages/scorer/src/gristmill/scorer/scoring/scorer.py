@@ -40,6 +40,7 @@ from gristmill.scorer.heads.selftest import check_selftest
 from gristmill.scorer.heads.training import to_scale
 from gristmill.scorer.heads.weights import weighted
 from gristmill.scorer.scoring.counters import Counters, flops_per_block_token
+from gristmill.scorer.scoring.decide import thresholds
 
 T = TypeVar("T")
 AHEAD = 2  # chunks being tokenised, or waiting, while another is run
@@ -116,7 +117,8 @@ class Scorer:
         """One row per text, in order.
 
         Columns: quality float32 in [0, 1] (the judge's where it ran, else the probe's), probe float32, judge float32
-        (null where it did not run), exit bool (true where tau_drop of the source ended it), shadow bool (an exit that
+        (null where it did not run), exit bool (true where tau_drop of the source ended it; never for a
+        source that was not there at calibration), shadow bool (an exit that
         was judged all the same; its quality stays the probe's), least and greatest float32 (quality of its windows, by
         the head that decided), one float32 per dimension (unclamped, from that head), tokens int32 (read, first tokens
         not counted), windows int32, truncated bool (part of the text is in no window), reason string: null, or why
@@ -293,9 +295,9 @@ class Scorer:
         return int.from_bytes(digest, "big") < self.config.shadow * 2**64
 
     def _tau_drop(self, sources: Sequence[str]) -> np.ndarray:
-        groups = self.bundle.calibration["groups"] if self.bundle.calibration else {ALL: {"tau_drop": None}}
-        taus = {name: -math.inf if g["tau_drop"] is None else g["tau_drop"] for name, g in groups.items()}
-        return np.array([taus.get(source, taus[ALL]) for source in sources], dtype=np.float64)
+        calibration = self.bundle.calibration
+        taus = {name: thresholds(calibration, name)["tau_drop"] if calibration else None for name in set(sources)}
+        return np.array([-math.inf if taus[name] is None else taus[name] for name in sources], dtype=np.float64)
 
     def _count(self, chunk: _Chunk, unscored_N: np.ndarray) -> None:
         probe, judge = self.backbone.taps
