@@ -111,7 +111,7 @@ def test_flagged_documents_teach_nothing(backbone: Path, tmp_path: Path) -> None
     table = labels(160)
     taught = np.isin(table["split"].to_pylist(), ("fit", "select"))
     flagged = taught & (np.arange(len(table)) % 3 == 0)
-    top = pa.array(np.where(flagged, 4.0, table[RUBRIC.names[0]].to_numpy()), pa.float32())
+    top = pa.array(np.where(flagged, 4.0, table[RUBRIC.names[0]].to_numpy()), pa.float32(), from_pandas=True)
     lied = table.set_column(table.column_names.index(RUBRIC.names[0]), RUBRIC.names[0], top)
     heads = [
         train_bundle(version.append_column("flagged", pa.array(flagged)), RUBRIC, backbone, tmp_path / name, CONFIG)

@@ -45,7 +45,7 @@ def labels(truth_ND: np.ndarray, **columns: Any) -> Labels:
     n = len(truth_ND)
     table: dict[str, Any] = {
         "id": [f"d{i}" for i in range(n)], "text": ["x"] * n, "split": (["fit", "fit", "select"] * n)[:n],
-        "clear": truth_ND[:, 0], "deep": truth_ND[:, 1],
+        **{name: pa.array(truth_ND[:, i], from_pandas=True) for i, name in enumerate(("clear", "deep"))},
     }  # fmt: skip
     return Labels.of(pa.table({**table, **columns}), RUBRIC)
 

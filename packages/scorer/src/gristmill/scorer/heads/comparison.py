@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.scorer.config import ScoringConfig
+from gristmill.scorer.heads.bundle import Bundle
 from gristmill.scorer.heads.evaluation import EVALUATED, evaluate_exits, evaluate_splits
 from gristmill.scorer.heads.labels import Labels, floats
 from gristmill.scorer.scoring.scorer import Scorer
@@ -32,7 +33,8 @@ def evaluate_folder(
 
     Beside judge and probe stands `deployed`, the quality with the early exits of its calibration, where it has one. A
     table with a column split is evaluated on the splits select and audit, with baselines fitted on fit; one without is
-    evaluated whole, without those baselines. scores: of other systems, each as NAME=FILE.parquet:COLUMN, by column id.
+    evaluated whole, without those baselines, unless the heads were trained on it: then by the splits of then. scores:
+    of other systems, each as NAME=FILE.parquet:COLUMN, by column id.
 
     Raises:
         UsageError, DataError: see read_scores(); another backbone or rubric than the heads', or no document with both a
@@ -41,7 +43,7 @@ def evaluate_folder(
     scorer = Scorer.load(heads_dir, backbone_dir, config)
     rubric, bundle = scorer.rubric, scorer.bundle
     labels = graded_with(labels, bundle.rubric)
-    if "split" not in labels.column_names:
+    if "split" not in labels.column_names and not _taught(labels, bundle):
         labels = labels.append_column("split", pa.array([WHOLE] * len(labels)))
     graded = Labels.of(labels, bundle.rubric)
     used = graded.take(np.isin(graded.splits, ("fit", *EVALUATED)))
@@ -67,6 +69,11 @@ def evaluate_folder(
         bundle.config.chosen_taps, bundle.backbone.layers,
     )  # fmt: skip
     return {"labels_sha": used.sha(), "splits": splits, "exits": exits}
+
+
+def _taught(labels: pa.Table, bundle: Bundle) -> bool:
+    """Whether the heads were trained on these very labels, split by their ids."""
+    return "id" in labels.column_names and Labels.of(labels, bundle.rubric).sha() == bundle.labels_sha
 
 
 def read_scores(sources: Sequence[str], ids: Sequence[str]) -> dict[str, np.ndarray]:

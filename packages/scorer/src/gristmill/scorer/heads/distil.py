@@ -59,6 +59,7 @@ def train_bundle(
     if audit is not None:
         retest_reliabilities(audit, rubric)
     labels = Labels.of(table, rubric)
+    labels_sha = labels.sha()
     labels.scores_ND[labels.flagged_N & np.isin(labels.splits, ("fit", "select"))] = np.nan
     folder = local_folder(backbone)
     identity = identify(folder)
@@ -99,7 +100,7 @@ def train_bundle(
     for head in filter(None, (heads.probe, heads.judge)):
         head.to(staged.device)
     selftest = make_selftest(staged, heads.probe, heads.judge, shown)
-    bundle = Bundle(identity, config, rubric, heads.probe, heads.judge, selftest, labels.sha(), metrics)
+    bundle = Bundle(identity, config, rubric, heads.probe, heads.judge, selftest, labels_sha, metrics)
     bundles.save(bundle, output)
     return bundle
 

@@ -17,6 +17,7 @@ from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import split_of
 
 NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+ROUNDING = 1e-4  # of a mean of grades, written as float32 or in decimals
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Labels:
         repeats and overall where known.
 
         Raises:
-            DataError: a column is missing, grades of another rubric, or neither split nor id to split by.
+            DataError: a column is missing, grades of another rubric, neither split nor id to split by, a weight that is
+                no positive number, or a grade that is none or off its scale; null is a grade that failed.
         """
         missing = [name for name in ("text", *rubric.names) if name not in table.column_names]
         if missing:
@@ -54,19 +56,30 @@ class Labels:
                 )
         n = len(table)
         ids = _strings(table, "id") if "id" in table.column_names else [f"row {i}" for i in range(n)]
+        scores_ND = np.stack([floats(table, name) for name in rubric.names], axis=1)
+        weights_N = floats(table, "weight") if "weight" in table.column_names else np.ones(n)
+        for i, dimension in enumerate(rubric.dimensions):
+            low, high = dimension.min - ROUNDING, dimension.max + ROUNDING
+            off_N = _given(table, dimension.name) & ~((scores_ND[:, i] >= low) & (scores_ND[:, i] <= high))
+            _refuse(off_N, ids, dimension.name, scores_ND[:, i], f"grades go from {dimension.min} to {dimension.max}")
+        _refuse(~(np.isfinite(weights_N) & (weights_N > 0)), ids, "weight", weights_N, "weights are positive numbers")
+        overall_N = floats(table, "overall") if "overall" in table.column_names else np.full(n, np.nan)
+        if "overall" in table.column_names:
+            odd_N = _given(table, "overall") & ~np.isfinite(overall_N)
+            _refuse(odd_N, ids, "overall", overall_N, "grades are finite numbers")
         hosts = [urlsplit(url).netloc for url in _strings(table, "url")]
         return cls(
             ids=ids,
             texts=table["text"].to_pylist(),
             sources=_strings(table, "source"),
             splits=np.array(splits_of(table), dtype=object),
-            scores_ND=np.stack([floats(table, name) for name in rubric.names], axis=1),
-            weights_N=floats(table, "weight") if "weight" in table.column_names else np.ones(n),
+            scores_ND=scores_ND,
+            weights_N=weights_N,
             flagged_N=_mask(table, "flagged"),
             groups=[host or own for host, own in zip(hosts, ids)],
             languages=_strings(table, "language"),
             repeats_N=floats(table, "repeats") if "repeats" in table.column_names else np.ones(n),
-            overall_N=floats(table, "overall") if "overall" in table.column_names else np.full(n, np.nan),
+            overall_N=overall_N,
         )
 
     def __len__(self) -> int:
@@ -108,6 +121,18 @@ def floats(table: pa.Table, name: str) -> np.ndarray:
     if not any(is_kind(kind) for is_kind in NUMBERS):
         raise DataError(f"column {name!r} holds {kind}, and numbers are needed")
     return np.array([np.nan if v is None else v for v in table[name].to_pylist()], dtype=np.float64)
+
+
+def _given(table: pa.Table, name: str) -> np.ndarray:
+    return np.array([value is not None for value in table[name].to_pylist()], bool)
+
+
+def _refuse(wrong_N: np.ndarray, ids: list[str], column: str, values_N: np.ndarray, rule: str) -> None:
+    if wrong_N.any():
+        first = int(np.argmax(wrong_N))
+        raise DataError(
+            f"labels: {column} of {ids[first]!r} is {values_N[first]:g}, and {rule}; {int(wrong_N.sum())} such rows"
+        )
 
 
 def _strings(table: pa.Table, name: str) -> list[str]:
