@@ -80,7 +80,7 @@ def heads_of(rubric: Rubric) -> str:
 class Thresholds(Step):
     """thresholds/: calibration.json with the groups of all heads, each source's from the heads that score it."""
 
-    name, folder, version = "thresholds", "thresholds", 1
+    name, folder, version = "thresholds", "thresholds", 2
 
     def __init__(self, routes: Mapping[str, str]) -> None:
         self._routes = routes
@@ -88,14 +88,14 @@ class Thresholds(Step):
         self.config = {"routes": routes}
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        from gristmill.scorer.heads.calibration import ALL
         from gristmill.scorer.heads.files import check_files, read_calibration
+        from gristmill.scorer.scoring.decide import thresholds
 
         groups: dict[str, Any] = {}
         for source, node in sorted(self._routes.items()):  # "" first: the others stand above it
             check_files(inputs.folders[node])
-            found = (read_calibration(inputs.folders[node]) or {})["groups"]
-            groups |= found if not source else {source: found.get(source, found[ALL])}
+            found = read_calibration(inputs.folders[node]) or {}
+            groups |= found["groups"] if not source else {source: thresholds(found, source)}
         write_json(out / "calibration.json", {"groups": groups})
         return {"groups": len(groups)}
 
@@ -107,7 +107,7 @@ class Score(Stage):
     routes: the node of the heads by source; "" is for all others.
     """
 
-    name, folder, version = "scores", "annotations/scores", 2
+    name, folder, version = "scores", "annotations/scores", 3
     columns, requires = ("text", "source"), ("survivors",)
 
     def __init__(
@@ -157,7 +157,7 @@ class Score(Stage):
 class Reference(Step):
     """reference/: what all scorers say of the sample that calibration scored: an ensemble's ranks are ranks in it."""
 
-    name, folder, version = "reference", "reference", 1
+    name, folder, version = "reference", "reference", 2
 
     def __init__(self, score: Score) -> None:
         self._score = score
@@ -204,7 +204,7 @@ class Drift(Step):
     fail: end the run where one is not.
     """
 
-    name, folder, version = "drift", "drift", 1
+    name, folder, version = "drift", "drift", 2
 
     def __init__(self, rubrics: Sequence[Rubric], fail: bool) -> None:
         self._heads = {rubric.name: heads_of(rubric) for rubric in rubrics}

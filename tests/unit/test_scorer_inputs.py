@@ -16,6 +16,8 @@ from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, write_json
 from gristmill.scorer.backbone.states import Tokens
 from gristmill.scorer.backbone.tiny import write_tiny
+from gristmill.scorer.commands.evaluate import evaluate
+from gristmill.scorer.commands.oracle import label
 from gristmill.scorer.config import TrainConfig
 from gristmill.scorer.heads.distil import train_bundle
 from gristmill.scorer.heads.evaluation import retest_reliabilities
@@ -122,6 +124,16 @@ def test_the_place_of_heads_is_looked_at_before_anything_is_loaded(tmp_path: Pat
         train_bundle(labels, rubric(), nowhere, tmp_path, TrainConfig())
     with pytest.raises(UsageError, match="is a file"):
         train_bundle(labels, rubric(), nowhere, tmp_path / "notes.txt", TrainConfig())
+
+
+def test_a_file_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(UsageError, match="name a file to write"):
+        evaluate(heads=nowhere, backbone=nowhere, labels=nowhere, output=tmp_path)
+    with pytest.raises(UsageError, match="name a file to write"):
+        evaluate(heads=nowhere, backbone=nowhere, labels=nowhere, output=nowhere, curve=tmp_path)
+    with pytest.raises(UsageError, match="name a file to write"):
+        label(input=nowhere, rubric=("general.toml",), model="none", output=tmp_path)
 
 
 @pytest.mark.parametrize("section", [[], {"retest": ["r"]}, {"retest": {"dimensions": {"vowels": {"r": "high"}}}}])

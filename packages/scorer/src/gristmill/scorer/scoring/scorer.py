@@ -117,9 +117,9 @@ class Scorer:
         """One row per text, in order.
 
         Columns: quality float32 in [0, 1] (the judge's where it ran, else the probe's), probe float32, judge float32
-        (null where it did not run), exit bool (true where tau_drop of the source ended it; never for a
-        source that was not there at calibration), shadow bool (an exit that
-        was judged all the same; its quality stays the probe's), least and greatest float32 (quality of its windows, by
+        (null where it did not run), exit bool (true where tau_drop of the source ended it; never for a source that
+        was not there at calibration), shadow bool (an exit that was judged all the same; its quality stays the
+        probe's), least and greatest float32 (quality of its windows, by
         the head that decided), one float32 per dimension (unclamped, from that head), tokens int32 (read, first tokens
         not counted), windows int32, truncated bool (part of the text is in no window), reason string: null, or why
         there is no score, which is then null in all columns.
