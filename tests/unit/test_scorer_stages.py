@@ -17,7 +17,8 @@ from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.config import ScoringConfig
 from gristmill.scorer.scoring.scorer import Scorer
 
-TAU = {"(all)": {"tau_drop": 0.45, "tau_keep": 0.5}, "open": {"tau_drop": None, "tau_keep": 0.5}}
+WEB = {"tau_drop": 0.45, "tau_keep": 0.5}
+TAU = {"(all)": WEB, "web": WEB, "open": {"tau_drop": None, "tau_keep": 0.5}}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_how_it_is_run_changes_no_score(changed: dict[str, Any], heads: Path, ba
 def test_exits_follow_the_source_and_are_really_spared_the_second_stage(heads: Path, backbone: Path) -> None:
     scorer = Scorer.load(heads, backbone, ScoringConfig(shadow=0))
     some = [text[:40] for text in texts(80, words=(12, 13))]  # of one length, so nothing is padded
-    rows = scorer.score(some, ["unknown"] * 80).to_pylist()
+    rows = scorer.score(some, ["web"] * 80).to_pylist()
     for row in rows:
         assert row["exit"] == (row["probe"] < 0.45) and not row["shadow"]
         assert (row["judge"] is None) == row["exit"]
@@ -78,10 +79,10 @@ def test_exits_follow_the_source_and_are_really_spared_the_second_stage(heads: P
     work = scorer.counters
     assert work.block_tokens == work.block_tokens_needed == 2 * 41 * 80 + 2 * 41 * (80 - exits)
     assert work.saved == pytest.approx(exits / 80 * 0.5) and work.padding_waste == 0
-    assert work.sources == {"unknown": {"documents": 80, "tokens": 41 * 80, "exits": exits, "shadow": 0}}
+    assert work.sources == {"web": {"documents": 80, "tokens": 41 * 80, "exits": exits, "shadow": 0}}
     assert work.flops == work.block_tokens * work.flops_per_block_token > 0
-    assert not any(scorer.score(some, ["open"] * 80)["exit"].to_pylist())
-    assert not any(scorer.score(some, ["unknown"] * 80, early_exit=False)["exit"].to_pylist())
+    assert not any(scorer.score(some, ["open", "unseen"] * 40)["exit"].to_pylist())
+    assert not any(scorer.score(some, ["web"] * 80, early_exit=False)["exit"].to_pylist())
 
 
 def test_padding_of_real_lengths_stays_under_two_percent() -> None:
