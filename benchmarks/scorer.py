@@ -120,7 +120,7 @@ class Heads:
         pools_NKW = torch.from_numpy(pools_NV).unflatten(1, pools_MKW.shape[1:])
         found = sweep(pools_NKW, taps, identity.layers, labels, RUBRIC, replace(config, judge=True))
         best = found.taps[1]
-        compared = sorted({*[tap for tap in taps if tap < best][:3], *found.taps})
+        compared = sorted({*[tap for tap in taps if tap < best][-3:], *found.taps})
         states = cache.states(rows, compared)
         scores = {tap: np.full(len(documents), np.nan) for tap in compared}
         fasttext_N = np.full(len(documents), np.nan)

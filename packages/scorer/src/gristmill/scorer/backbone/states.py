@@ -19,6 +19,7 @@ from gristmill.base.files import read_object
 # No text in any language needs more characters for a token, on average over a window.
 CHARACTERS_PER_TOKEN = 20
 EPSILON = 1e-6
+MUCH_SHORTER = 0.97  # of a batch's longest row
 
 
 class Tokens:
@@ -111,7 +112,8 @@ def average_windows(values_MD: np.ndarray, tokens_M: np.ndarray, documents_M: np
 
 
 def batches(lengths: Sequence[int], budget: int, counts: Sequence[int] | None = None) -> list[np.ndarray]:
-    """Row numbers packed longest first, so that rows x longest <= budget (a longer row goes alone); no empty rows.
+    """Row numbers packed longest first, so that rows x longest <= budget (a longer row goes alone); no empty rows. A
+    batch that is half full takes none that is much shorter than its longest.
 
     counts: how many rows of this length each entry stands for, such as a document for its windows; they stay together.
     The same lengths and budget give the same batches, whatever ran before.
@@ -122,7 +124,9 @@ def batches(lengths: Sequence[int], budget: int, counts: Sequence[int] | None = 
     start, rows = 0, 0
     for end, entry in enumerate(order):
         rows += 1 if counts is None else int(counts[entry])
-        if end > start and rows * int(sizes[order[start]]) > budget:
+        padded, longest = rows * int(sizes[order[start]]), int(sizes[order[start]])
+        wasteful = 2 * padded > budget and sizes[entry] < MUCH_SHORTER * longest
+        if end > start and (padded > budget or wasteful):
             packed.append(order[start:end])
             start, rows = end, 1 if counts is None else int(counts[entry])
     return [*packed, order[start:]] if len(order) else []
