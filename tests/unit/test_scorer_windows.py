@@ -68,5 +68,13 @@ def test_a_document_scores_the_mean_of_its_windows_by_tokens() -> None:
 def test_windows_of_a_document_stay_in_one_batch() -> None:
     lengths, counts = [9, 9, 5, 0, 30, 5], [3, 2, 1, 0, 3, 2]
     packed = [batch.tolist() for batch in batches(lengths, 36, counts)]
-    assert packed == [[4], [0], [1, 2], [5]]
+    assert packed == [[4], [0], [1], [2, 5]]  # 2 is much shorter than 1, and would fill more than half
     assert all(len(b) == 1 or sum(counts[i] for i in b) * max(lengths[i] for i in b) <= 36 for b in packed)
+
+
+def test_a_batch_that_is_half_full_takes_no_much_shorter_row() -> None:
+    lengths = np.random.default_rng(0).lognormal(5, 1, 1024).astype(int).clip(1, 2048)
+    packed = batches(lengths.tolist(), 16 * 2048)
+    assert sorted(np.concatenate(packed).tolist()) == list(range(1024))
+    padded = sum(len(batch) * lengths[batch].max() for batch in packed)
+    assert 1 - lengths.sum() / padded < 0.04
