@@ -76,5 +76,7 @@ def test_a_batch_that_is_half_full_takes_no_much_shorter_row() -> None:
     lengths = np.random.default_rng(0).lognormal(5, 1, 1024).astype(int).clip(1, 2048)
     packed = batches(lengths.tolist(), 16 * 2048)
     assert sorted(np.concatenate(packed).tolist()) == list(range(1024))
-    padded = sum(len(batch) * lengths[batch].max() for batch in packed)
-    assert 1 - lengths.sum() / padded < 0.04
+    for batch in packed:
+        longest = lengths[batch[0]]
+        beyond = [lengths[row] for at, row in enumerate(batch) if at and 2 * (at + 1) * longest > 16 * 2048]
+        assert len(batch) * longest <= 16 * 2048 and all(length >= 0.97 * longest for length in beyond)
