@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.support.heads import rubric, texts, write_heads
+from tests.support.tiny_heads import rubric, texts, write_heads
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.support.heads import write_heads
+from tests.support.tiny_heads import write_heads
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json

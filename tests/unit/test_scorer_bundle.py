@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.heads import calibration, texts, write_heads
+from tests.support.tiny_heads import calibration, texts, write_heads
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, sha256_file, sha256_folder, write_json

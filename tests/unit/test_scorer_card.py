@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.support.heads import rubric, texts, write_heads
+from tests.support.tiny_heads import rubric, texts, write_heads
 
 from gristmill.base import cli as base_cli
 from gristmill.base.config import to_mapping

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tests.support.heads import texts, write_heads
 from tests.support.hub_server import Hub
+from tests.support.tiny_heads import texts, write_heads
 
 from gristmill.base.files import sha256_folder
 from gristmill.scorer.backbone.tiny import write_tiny

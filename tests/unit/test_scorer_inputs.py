@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.support.heads import rubric
+from tests.support.tiny_heads import rubric
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, write_json

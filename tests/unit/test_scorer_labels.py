@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.support.heads import rubric, texts
+from tests.support.tiny_heads import rubric, texts
 
 from gristmill.base.errors import DataError
 from gristmill.scorer.backbone.tiny import write_tiny

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.support.heads import rubric, texts, write_heads
+from tests.support.tiny_heads import rubric, texts, write_heads
 
 from gristmill.base import cli as base_cli
 from gristmill.base.files import read_json

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.support.heads import rubric, texts, write_heads
+from tests.support.tiny_heads import rubric, texts, write_heads
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.scorer.backbone.tiny import write_tiny

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.support.heads import texts, write_heads
+from tests.support.tiny_heads import texts, write_heads
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.scorer.backbone.states import batches

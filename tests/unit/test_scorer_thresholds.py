@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.support.heads import rubric, texts, write_heads
+from tests.support.tiny_heads import rubric, texts, write_heads
 
 from gristmill.base.config import to_mapping
 from gristmill.base.errors import DataError
