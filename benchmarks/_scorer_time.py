@@ -97,11 +97,13 @@ def _random_scorer(model: Path, identity: BackboneIdentity) -> Scorer:
     return Scorer(bundle, backbone, tokens, ScoringConfig(shadow=0))
 
 
-def _whole(model: Path, kind: str) -> Callable[[list[str]], None]:
+def _whole(model: Path, kind: str, **config: int) -> Callable[[list[str]], None]:
     """Batches of ARRIVAL documents in the order in which they came, padded to the longest."""
     import transformers
 
-    network = getattr(transformers, kind).from_pretrained(model, dtype=torch.bfloat16, local_files_only=True).eval()
+    network = getattr(transformers, kind).from_pretrained(
+        model, dtype=torch.bfloat16, local_files_only=True, **config
+    ).eval()  # fmt: skip
     tokenizer = _tokenizer(model)
 
     @torch.inference_mode()
@@ -116,20 +118,11 @@ def _whole(model: Path, kind: str) -> Callable[[list[str]], None]:
 
 def _again(model: Path, texts: list[str]) -> Callable[[list[str]], None]:
     """The probe's blocks for all, then the whole model from the tokens for those that go on."""
-    import transformers
-
-    first = transformers.AutoModel.from_pretrained(
-        model, dtype=torch.bfloat16, local_files_only=True, num_hidden_layers=TIMED_TAPS[0]
-    ).eval()
-    second, tokenizer = _whole(model, "AutoModel"), _tokenizer(model)
+    first, second = _whole(model, "AutoModel", num_hidden_layers=TIMED_TAPS[0]), _whole(model, "AutoModel")
     survive = np.random.default_rng(0).random(len(texts)).argsort()[: round((1 - EXITS) * len(texts))]
 
-    @torch.inference_mode()
     def run(texts: list[str]) -> None:
-        for start in range(0, len(texts), ARRIVAL):
-            batch = tokenizer(texts[start : start + ARRIVAL], padding=True, truncation=True, max_length=512,
-                              return_tensors="pt")  # fmt: skip
-            first(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        first(texts)
         second([texts[i] for i in np.sort(survive)])
 
     return run
