@@ -244,7 +244,7 @@ def test_workers_have_our_environment_and_no_runtime_environment_holds_it(on_ray
 
 def test_the_embedded_cluster_has_neither_dashboard_nor_job_server(on_ray: Executor) -> None:
     family = set(psutil.Process().children(recursive=True))
-    running = [each for each in psutil.process_iter(["cmdline"]) if each in family]  # leaves out those that end meanwhile
+    running = [each for each in psutil.process_iter(["cmdline"]) if each in family]  # skips the ended
     commands = [each.info["cmdline"] or [] for each in running]
     (dashboard,) = [command for command in commands if any("dashboard/dashboard.py" in word for word in command)]
     assert {"--disable-frontend", "--modules-to-load=UsageStatsHead"} <= set(dashboard)  # it counts for itself alone
