@@ -39,7 +39,7 @@ COLUMNS = (
     _LINES, _KEPT, _SENTENCES, _LONG_WORD, _NO_TERMINAL, _FEW_WORDS, _WITH_JAVASCRIPT, _WITH_POLICY, _WITH_LOREM,
     _WITH_CURLY, _STOP, _LONG_LINES,
 ) = range(12)  # fmt: skip
-_STOPS = pa.array([None, "lorem_ipsum", "curly_bracket"])
+_STOPS = (None, "lorem_ipsum", "curly_bracket")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def c4(texts: pa.ChunkedArray | pa.Array, config: C4Config | None = None) -> dic
     _count_long_lines(text.data, text.offsets, config.long_line, values[:, _LONG_LINES])
     columns: dict[str, Any] = dict(zip(COLUMNS, values.T.copy()))
     columns |= {name: columns[name].astype(bool) for name in ("c4_lorem_ipsum", "c4_curly_bracket")}
-    return columns | {"c4_stop": _STOPS.take(pa.array(columns["c4_stop"])), "c4_cut": spans.column(bounds, offsets)}
+    stops = pa.array(_STOPS).take(pa.array(columns["c4_stop"]))
+    return columns | {"c4_stop": stops, "c4_cut": spans.column(bounds, offsets)}
 
 
 @functools.cache

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import tldextract
 from numpy.typing import NDArray
 
 from gristmill.base.errors import GristmillError
@@ -25,6 +25,9 @@ from gristmill.datapipe.filters import blocklist
 from gristmill.datapipe.filters.columns import whole
 from gristmill.datapipe.text.buffers import text_of
 from gristmill.datapipe.text.phrases import Phrases, counts
+
+if TYPE_CHECKING:
+    import tldextract
 
 _SEPARATORS = "[^a-zA-Z0-9]+"  # what datatrove splits addresses and cleans words by
 _HEAD = r"(?s)^(?P<head>(?:(?:[A-Za-z0-9+.-]+:)?//)?[^/?#]*)"  # all that tldextract looks at
@@ -68,6 +71,8 @@ def load(config: UrlConfig) -> UrlLists:
     for path in files(config):
         if not path.is_file():
             raise GristmillError(f"{path}: no such list; give a file with one entry a line")
+    import tldextract  # a tenth of a second, that a run with nothing to do need not wait
+
     bundled = _bundled() if config.bundled else {}
 
     def long_list(name: str, paths: Iterable[str]) -> NDArray[np.uint64]:

@@ -46,10 +46,13 @@ def connect(workers: int) -> bool:
     try:
         if address:
             ray.init(logging_level=logging.ERROR)
-        else:  # "local": never a cluster that somebody else left running on this machine
+        else:
+            # Idle processes up to the soft limit are kept: the next stage finds them warm. The usual limit is one per
+            # processor, so that actors (a process each) would have Ray end the processes of tasks that come again.
+            # "local": never a cluster that somebody else left running on this machine
             ray.init(
                 "local", num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
-                logging_level=logging.ERROR,
+                logging_level=logging.ERROR, _system_config={"num_workers_soft_limit": 2 * workers + 2},
             )  # fmt: skip
     except Exception as error:
         why = str(error).splitlines()[0]
