@@ -1,6 +1,6 @@
 """The scorer: a backbone that is truly cut against running it whole, and how well heads tell damaged text from sound.
 
-./dev bench scorer                 3,000 documents, five rounds of timing
+./dev bench scorer                 5,000 documents, five rounds of timing
 ./dev bench scorer --quick         300 documents, one round
 ./dev bench scorer --corpus DIR    documents of DIR/*.jsonl.gz (`text`) instead of what the installed packages carry
 
@@ -64,7 +64,7 @@ class Config:
 
 def main(arguments: list[str]) -> int:
     config = cli.parse_config(Config, arguments, "bench scorer", __doc__ or "")
-    documents = damaged_documents(config.corpus, 300 if config.quick else 3000)
+    documents = damaged_documents(config.corpus, 300 if config.quick else 5000)
     model = _model()
     speed, keys = timing(model, long_texts(config.corpus), 1 if config.quick else 5)
     rows = [*speed, parity(keys), *padding(model, config.corpus, keys)]
