@@ -52,6 +52,8 @@ class TrainConfig:
     """Read of each source only as much as repeats as often as in the mixture's target_tokens: for small proxy runs."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products; weights and optimiser state stay in fp32."""
+    expert_precision: Literal["", "fp32", "bf16"] = ""
+    """Of the experts' products alone; "": as all others."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available, else cpu."""
     threads: int = 1

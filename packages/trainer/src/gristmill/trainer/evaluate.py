@@ -18,7 +18,7 @@ from gristmill.base.errors import DataError
 from gristmill.base.files import atomic_path, write_json
 from gristmill.shards.reader import Dataset, open_dataset
 from gristmill.trainer.data import Document, find_tokenizer, held_out
-from gristmill.trainer.model.attention.segments import from_starts
+from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.run_folder import load_model
 

@@ -18,7 +18,7 @@ from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.transformer import Transformer
 
-FORMAT = "gristmill.train/1"
+FORMAT = "gristmill.train/2"
 
 
 class TrainedModel(NamedTuple):
@@ -46,7 +46,7 @@ def load_model(folder: Path, device: str = "auto") -> TrainedModel:
     if newest is None:
         raise DataError(f"{folder}: no checkpoint yet; train further with trainer resume {folder}")
     config = from_mapping(ModelConfig, run["model"], str(folder / "run.json"))
-    model = Transformer(config, precision.build(run["config"]["precision"]))
+    model = Transformer(config, precision.build(run["config"]["precision"], run["config"]["expert_precision"]))
     model.load_state_dict(checkpoint.weights(newest))
     tokenizer = folder / "tokenizer.json"
     return TrainedModel(

@@ -2,58 +2,65 @@
 
 Each micro-batch's losses are means; weighted by its share of the learnt tokens (the routers' losses: of the rows), the
 sums are the means over the batch.
-B sequences, S positions, L layers, E experts.
+B sequences, S positions, L layers with experts, E experts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from gristmill.trainer.data import Example
-from gristmill.trainer.model.attention.segments import from_starts
+from gristmill.trainer.model.moe import RouterReport
+from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
 
 
 class StepResult(NamedTuple):
-    """Means over the whole batch, as plain numbers. nll in nats per token; balance and z are means over layers."""
+    """Means over the whole batch, as plain numbers. nll in nats per token; the four after entropy are means over the
+    layers that have experts, NaN where none has."""
 
     nll: float
     grad_norm: float  # before clipping
-    load_LE: list[list[float]]
+    load_LE: list[list[float]]  # of each layer that has experts; rows are of unlike length where its experts are
     entropy_L: list[float]
     balance: float
+    sequence: float
     z: float
+    dropped: float
 
 
 def train_step(
     model: Transformer, optimizer: torch.optim.Optimizer, example: Example, micro: int, rate: float, clip: float
 ) -> StepResult:
-    """Set the learning rate, accumulate gradients, clip, and step; a loss or norm that is not finite skips the step."""
+    """Set the learning rate, accumulate gradients, clip, and step; a loss or norm that is not finite skips the step.
+
+    rate: of groups whose `scale` is 1.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
     result = accumulate(model, example, micro)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
     if torch.isfinite(norm) and torch.isfinite(result.nll):
         optimizer.step()
+        model.adapt(result.loads, norm.item())
     optimizer.zero_grad(set_to_none=True)
     return StepResult(
         nll=result.nll.item(),
         grad_norm=norm.item(),
-        load_LE=[[round(share, 5) for share in layer] for layer in result.load_LE.tolist()],
+        load_LE=[[round(share, 5) for share in load_E.tolist()] for load_E in result.loads],
         entropy_L=[round(value, 5) for value in result.entropy_L.tolist()],
-        balance=result.balance.item(),
-        z=result.z.item(),
+        **dict(zip(("balance", "sequence", "z", "dropped"), result.means_4.tolist())),
     )
 
 
 class Accumulated(NamedTuple):
     nll: torch.Tensor
-    load_LE: torch.Tensor
+    loads: list[torch.Tensor]  # [E] of each layer that has experts
     entropy_L: torch.Tensor
-    balance: torch.Tensor
-    z: torch.Tensor
+    means_4: torch.Tensor  # balance, sequence, z, dropped
 
 
 def accumulate(model: Transformer, example: Example, micro: int) -> Accumulated:
@@ -67,14 +74,23 @@ def accumulate(model: Transformer, example: Example, micro: int) -> Accumulated:
         learnt = share if some.learnt_BS is None else some.learnt_BS.sum() / learnt_tokens
         loss = model.loss(some.inputs_BS, some.targets_BS, from_starts(some.starts_BS), some.learnt_BS)
         (loss.nll * learnt + loss.auxiliary * share).backward()
-        part = Accumulated(
-            nll=loss.nll.detach() * (learnt / share),
-            load_LE=torch.stack([report.load_E for report in loss.routers]),
-            entropy_L=torch.stack([report.entropy for report in loss.routers]),
-            balance=torch.stack([report.balance.detach() for report in loss.routers]).mean(),
-            z=torch.stack([report.z.detach() for report in loss.routers]).mean(),
-        )
-        weighted = Accumulated(*(value * share for value in part))
-        total = weighted if total is None else Accumulated(*(old + new for old, new in zip(total, weighted)))
+        part = _weighted(loss.nll.detach() * learnt, loss.routers, share)
+        total = part if total is None else _sum(total, part)
     assert total is not None, "an empty batch"
     return total
+
+
+@torch.no_grad()
+def _weighted(nll: torch.Tensor, routers: Sequence[RouterReport], share: float) -> Accumulated:
+    losses_L4 = [torch.stack((one.balance, one.sequence, one.z, one.dropped)) for one in routers]
+    return Accumulated(
+        nll=nll,
+        loads=[one.load_E * share for one in routers],
+        entropy_L=torch.stack([one.entropy for one in routers]) * share if routers else nll.new_zeros(0),
+        means_4=torch.stack(losses_L4).mean(dim=0) * share if routers else nll.new_full((4,), float("nan")),
+    )
+
+
+def _sum(a: Accumulated, b: Accumulated) -> Accumulated:
+    loads = [old + new for old, new in zip(a.loads, b.loads, strict=True)]
+    return Accumulated(a.nll + b.nll, loads, a.entropy_L + b.entropy_L, a.means_4 + b.means_4)

@@ -27,10 +27,10 @@ _LAYER = {
     "attention.output.weight": "self_attn.o_proj.weight",
     "attention.query_norm.weight": "self_attn.q_norm.weight",
     "attention.key_norm.weight": "self_attn.k_norm.weight",
-    "moe_norm.weight": "post_attention_layernorm.weight",
-    "moe.router.weight": "mlp.gate.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn.router.weight": "mlp.gate.weight",
 }
-_EXPERTS = {"moe.experts.gate_up_EFD": ("gate_proj", "up_proj"), "moe.experts.down_EDF": ("down_proj",)}
+_EXPERTS = {"ffn.experts.gate_up_EFD": ("gate_proj", "up_proj"), "ffn.experts.down_EDF": ("down_proj",)}
 
 
 def export(
@@ -100,7 +100,7 @@ def load(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
         rope_theta=float(theta),
         tie_embeddings=values.get("tie_word_embeddings", False),
         norm_eps=values["rms_norm_eps"],
-        aux_loss=values.get("router_aux_loss_coef", 0.001),
+        balance_loss=values.get("router_aux_loss_coef", 0.001),
     )
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -173,7 +173,7 @@ def _config(config: ModelConfig, sequence: int) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "router_aux_loss_coef": config.aux_loss,
+        "router_aux_loss_coef": config.balance_loss,
         "sliding_window": None,
         "tie_word_embeddings": config.tie_embeddings,
         "use_cache": True,
