@@ -89,8 +89,8 @@ class ModelConfig:
     output_norm: bool = False
     """A norm on what the feed-forward part adds to the residual stream, after the bungee scalar."""
     base_width: int = 0
-    """Width at which the learning rate was tuned: rates of hidden matrices scale by base_width / width (muP, arXiv
-    2203.03466, table 8); 0: they do not."""
+    """Width at which the learning rate was tuned: rates of hidden matrices, and the logits, scale by base_width / width
+    (muP, arXiv 2203.03466, table 8); 0: they do not."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "experts", "top_k", "expert_width"):
@@ -134,6 +134,11 @@ class ModelConfig:
         return self.pyramid[where.index(layer)] if self.pyramid else self.experts
 
     @property
+    def output_scale(self) -> float:
+        """Of the logits: logit_scale, and with base_width muP's output multiplier."""
+        return self.logit_scale * (self.base_width / self.width if self.base_width else 1.0)
+
+    @property
     def hidden_width(self) -> int:
         """Of dense networks."""
         return self.dense_width or self.top_k * self.expert_width
@@ -154,6 +159,12 @@ def _help(cls: type) -> dict[str, str]:
 if TYPE_CHECKING:
 
     @dataclass(frozen=True)
+    class ModelOverrides:
+        """Fields of a model that differ from a preset."""
+
+        def __init__(self, **overrides: Any) -> None: ...
+
+    @dataclass(frozen=True)
     class ModelSection:
         """What a run says of its model: a preset, and the fields that differ."""
 
@@ -162,18 +173,13 @@ if TYPE_CHECKING:
         def __init__(self, preset: str = "tiny", **overrides: Any) -> None: ...
 else:  # every field of ModelConfig, none of them given
     _told, _types = _help(ModelConfig), typing.get_type_hints(ModelConfig)
-    ModelSection = dataclasses.make_dataclass(
-        "ModelSection",
-        [
-            ("preset", Annotated[str, tyro.conf.arg(help="A preset; other fields override its own.")], "tiny"),
-            *(
-                (name, Annotated[kind | None, tyro.conf.arg(help=_told[name])], None)
-                for name, kind in _types.items()
-            ),
-        ],
-        frozen=True,
-        module=__name__,
-    )  # fmt: skip
+    _overrides = [
+        (name, Annotated[kind | None, tyro.conf.arg(help=_told[name])], None) for name, kind in _types.items()
+    ]
+    _preset = ("preset", Annotated[str, tyro.conf.arg(help="A preset; other fields override its own.")], "tiny")
+    _here = {"__module__": __name__}
+    ModelOverrides = dataclasses.make_dataclass("ModelOverrides", _overrides, frozen=True, namespace=_here)
+    ModelSection = dataclasses.make_dataclass("ModelSection", [_preset, *_overrides], frozen=True, namespace=_here)
 
 
 def presets() -> list[str]:
@@ -191,8 +197,12 @@ def resolve(section: ModelSection, vocab: int | None = None) -> ModelConfig:
     if section.preset not in presets():
         raise UsageError(f"model.preset: no preset {section.preset!r}{nearest(section.preset, presets())}")
     file = resources.files("gristmill.trainer.model").joinpath("presets", f"{section.preset}.toml")
-    values = {"vocab": vocab or 0, **tomllib.loads(file.read_text(encoding="utf-8"))}
+    values = tomllib.loads(file.read_text(encoding="utf-8"))
     given = {name: value for name, value in dataclasses.asdict(section).items() if value is not None}
+    if vocab is not None:
+        values = {"vocab": vocab} | values
+    elif "vocab" not in values | given:
+        raise UsageError(f"preset {section.preset} takes its vocabulary from the data; give --model.vocab N")
     options = values.get("options", {}) | given.pop("options", {})
     del given["preset"]
     return from_mapping(ModelConfig, values | given | {"options": options}, f"preset {section.preset}")
