@@ -65,6 +65,12 @@ class Context:
             self._rotary[key] = ((angle_B1SR.cos() * scale).to(self.dtype), (angle_B1SR.sin() * scale).to(self.dtype))
         return self._rotary[key]
 
+    def key_positions(self) -> torch.Tensor:
+        """int64 [B or 1, T]: positions of all that came so far, the new ones among them, from their segment's start."""
+        if self.first_BS is not None:
+            return self.positions_BS
+        return torch.arange(self.past + self.positions_BS.shape[1], device=self.positions_BS.device)[None]
+
     def visible(self, keys: int, window: int = 0) -> torch.Tensor:
         """bool [B or 1, S, T]: new position may look at key, of the last T = `keys`; with a window, at the `window`
         nearest alone, itself among them."""

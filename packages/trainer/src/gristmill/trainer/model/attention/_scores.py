@@ -39,3 +39,9 @@ def remember(
     for name, x in joined.items():
         memory[name] = x.narrow(dim, x.shape[dim] - window, window) if 0 < window < x.shape[dim] else x
     return tuple(joined.values())
+
+
+def mean_seen(sequence: int, window: int = 0) -> float:
+    """Positions that a position of a sequence looks at: the mean over the sequence; with a window, at most `window`."""
+    most = min(window or sequence, sequence)
+    return most - most**2 / (2 * sequence)

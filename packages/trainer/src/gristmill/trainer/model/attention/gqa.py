@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gristmill.trainer.model.attention._scores import attend, remember
+from gristmill.trainer.model.attention._scores import attend, mean_seen, remember
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.layers import Linear, RMSNorm
 from gristmill.trainer.model.precision import Precision
@@ -48,5 +48,4 @@ class Attention(nn.Module):
 
     def flops(self, sequence: int) -> float:
         """Forward FLOPs of scores and of their product with values: per token, the mean over a sequence."""
-        seen = min(self.window or sequence, sequence)
-        return 4 * self.query.weight.shape[0] * (seen - seen**2 / (2 * sequence))
+        return 4 * self.query.weight.shape[0] * mean_seen(sequence, self.window)
