@@ -9,8 +9,8 @@ recurrence itself.
 No exponent is ever above zero, so nothing overflows however fast channels decay: decays between distant positions are
 split at the start of a block in between, those within a block are written out.
 
-B sequences, H heads, S positions, M chunks, C positions of a chunk, N blocks of a chunk, c positions of a block, d width
-of keys, e of values.
+B sequences, H heads, S positions, M chunks, C positions of a chunk, N blocks of a chunk, c positions of a block,
+d width of keys, e of values.
 """
 
 from __future__ import annotations

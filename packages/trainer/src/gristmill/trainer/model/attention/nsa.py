@@ -1,5 +1,5 @@
-"""Native sparse attention (arXiv 2502.11089): a query looks at summaries of all blocks, at the few blocks whose summaries
-it liked best, and at its neighbourhood; a learnt gate weighs the three.
+"""Native sparse attention (arXiv 2502.11089): a query looks at summaries of all blocks, at the few blocks whose
+summaries it liked best, and at its neighbourhood; a learnt gate weighs the three.
 
 Blocks are counted from their document's start: a document is cut alike wherever in a window it stands, and no block
 crosses into another. The selected blocks are looked at through a mask over all positions: the paper's numbers, without

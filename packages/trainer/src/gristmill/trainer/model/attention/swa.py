@@ -1,4 +1,5 @@
-"""Sliding-window attention: grouped-query attention that looks at the nearest positions alone (Mistral, arXiv 2310.06825).
+"""Sliding-window attention: grouped-query attention that looks at the nearest positions alone (Mistral, arXiv
+2310.06825).
 
 Global layers among local ones are a pattern of kinds: model.attention swa swa swa gqa.
 """
