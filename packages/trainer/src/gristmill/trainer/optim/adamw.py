@@ -15,7 +15,10 @@ from gristmill.trainer.optim.config import OptimizerConfig
 
 def build(model: Transformer, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Groups carry `scale`: their learning rate over the run's. With model.base_width, matrices inside the network have
-    base_width / width, so that a rate found at one width holds at another (muP, arXiv 2203.03466, table 8, for Adam)."""
+    base_width / width, so that a rate found at one width holds at another (muP, arXiv 2203.03466, table 8, for Adam).
+    That is for models whose other widths (heads, expert_width) grow with `width`. The rest of the table: matrices begin
+    at 1 / sqrt(inputs), tables at a std that does not depend on width, and the logits have ModelConfig.output_scale.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     hidden = model.config.base_width / model.config.width if model.config.base_width else 1.0
     for name, parameter in model.named_parameters():

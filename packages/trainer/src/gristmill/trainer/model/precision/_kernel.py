@@ -1,8 +1,8 @@
 """torch's scaled grouped matmul for mxfp8 and nvfp4, on GPUs of compute capability 10 (B200, B300).
 
-It has not run: there was no such GPU to run it on; tests hold what it is handed against torch's own test helpers. So it
-must earn its use: a small product is computed by it and by the emulation first, and where the two differ, or torch has
-no such kernel, the emulation goes on, with a warning.
+It has not run: there was no such GPU to run it on; tests hold what it is handed against the layouts that cuBLAS
+documents. So it must earn its use: a small product is computed by it and by the emulation first, and where the two
+differ, or torch has no such kernel, the emulation goes on, with a warning.
 R rows, E experts, N rows of an operand, K inner dimension, B scales of a row, C columns of scale tiles.
 """
 
@@ -43,7 +43,7 @@ class Kernel:
     def multiply(self, a: Operand, b: Operand, ends_E: torch.Tensor) -> torch.Tensor:
         """As Blockwise.multiply; bf16."""
         E = len(ends_E)
-        return F.scaled_grouped_mm(
+        return F.scaled_grouped_mm(  # pyright: ignore[reportAttributeAccessIssue] - not in torch's stubs
             self.pack(_codes(a)),
             self.pack(_codes(b)).transpose(-2, -1),
             scale_a=self.scales(a, None if b.codes.ndim > a.codes.ndim else ends_E, E),
