@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,21 +46,42 @@ class Counts:
         scores = sum(block.attention.flops(sequence) for block in self.scores)  # pyright: ignore
         return round(6 * self.matmul + 3 * scores)
 
+    def to_json(self, sequence: int) -> dict[str, Any]:
+        return {
+            "total": self.total,
+            "active": self.active,
+            "parts": {part: {"total": self.parts[part], "active": self.active_parts[part]} for part in self.parts},
+            "flops_per_token": self.flops_per_token(sequence),
+            "sequence": sequence,
+        }
+
 
 def count(config: ModelConfig) -> Counts:
     with torch.device("meta"):
         model = Transformer(config, precision.build("fp32"))
     parts, active, matmul = Counter[str](), Counter[str](), 0
-    for name, parameter in model.named_parameters():
+    for name, tensor in model.state_dict().items():  # biases of routers among them, as published counts have them
+        if name.startswith("coefficients."):
+            continue
         part = _part(name)
-        met = parameter.numel()
+        met = tensor.numel()
         if part == "experts":
-            met = met * config.top_k // parameter.shape[0]
-        parts[part] += parameter.numel()
+            met = met * config.top_k // tensor.shape[0]
+        parts[part] += tensor.numel()
         active[part] += met
         looked_up = part == "embeddings" and not config.tie_embeddings
-        matmul += met if parameter.ndim > 1 and not looked_up else 0
+        matmul += met if tensor.ndim > 1 and not looked_up else 0
     return Counts(parts, active, matmul, tuple(model.blocks))  # pyright: ignore
+
+
+def table(counts: Counts, sequence: int) -> str:
+    """For a terminal: a line for each part, largest first, then all, then the arithmetic."""
+    rows = sorted(((part, n, counts.active_parts[part]) for part, n in counts.parts.items()), key=lambda row: -row[1])
+    rows.append(("all", counts.total, counts.active))
+    lines = [f"{'':<18}{'parameters':>20}{'active':>20}{'of all':>9}"]
+    lines += [f"{part:<18}{n:>20,}{active:>20,}{n / counts.total:>9.1%}" for part, n, active in rows]
+    flops = counts.flops_per_token(sequence)
+    return "\n".join([*lines, f"training: {flops / 1e6:,.1f} MFLOP per token, in windows of {sequence:,} tokens"])
 
 
 def _part(name: str) -> str:
