@@ -18,18 +18,24 @@ from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
 
 
-class StepResult(NamedTuple):
-    """Means over the whole batch, as plain numbers. nll in nats per token; the four after entropy are means over the
-    layers that have experts, NaN where none has."""
+class RouterHealth(NamedTuple):
+    """Of the layers that have experts, over the whole batch; the losses and `dropped` are means over layers."""
 
-    nll: float
-    grad_norm: float  # before clipping
-    load_LE: list[list[float]]  # of each layer that has experts; rows are of unlike length where its experts are
-    entropy_L: list[float]
-    balance: float
-    sequence: float
-    z: float
+    load: list[list[float]]  # share of each layer's assignments by expert; rows may be of unlike length
+    entropy: list[float]  # of each layer; 1 undecided, 0 certain
+    bias_range: list[float]  # greatest less least, of each router that balances by a bias
+    balance_loss: float
+    sequence_loss: float
+    z_loss: float
     dropped: float
+
+
+class StepResult(NamedTuple):
+    """Means over the whole batch, as plain numbers."""
+
+    nll: float  # nats per learnt token
+    grad_norm: float  # before clipping
+    router: RouterHealth | None  # None: no layer has experts
 
 
 def train_step(
@@ -47,24 +53,20 @@ def train_step(
         optimizer.step()
         model.adapt(result.loads, norm.item())
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(
-        nll=result.nll.item(),
-        grad_norm=norm.item(),
-        load_LE=[[round(share, 5) for share in load_E.tolist()] for load_E in result.loads],
-        entropy_L=[round(value, 5) for value in result.entropy_L.tolist()],
-        **dict(zip(("balance", "sequence", "z", "dropped"), result.means_4.tolist())),
-    )
+    return StepResult(result.nll.item(), norm.item(), _health(model, result) if result.loads else None)
 
 
 class Accumulated(NamedTuple):
+    """Tensors, detached."""
+
     nll: torch.Tensor
     loads: list[torch.Tensor]  # [E] of each layer that has experts
     entropy_L: torch.Tensor
-    means_4: torch.Tensor  # balance, sequence, z, dropped
+    means_4: torch.Tensor  # over layers, of balance, sequence, z and dropped; zeros if no layer has experts
 
 
 def accumulate(model: Transformer, example: Example, micro: int) -> Accumulated:
-    """Add the batch's gradients into .grad, `micro` rows at a time; answers detached means over the batch."""
+    """Add the batch's gradients into .grad, `micro` rows at a time; answers means over the batch."""
     rows = len(example.inputs_BS)
     learnt_tokens = example.targets_BS.numel() if example.learnt_BS is None else example.learnt_BS.sum().clamp(min=1)
     total: Accumulated | None = None
@@ -82,15 +84,31 @@ def accumulate(model: Transformer, example: Example, micro: int) -> Accumulated:
 
 @torch.no_grad()
 def _weighted(nll: torch.Tensor, routers: Sequence[RouterReport], share: float) -> Accumulated:
-    losses_L4 = [torch.stack((one.balance, one.sequence, one.z, one.dropped)) for one in routers]
+    if not routers:
+        return Accumulated(nll, [], nll.new_zeros(0), nll.new_zeros(4))
+    losses_L4 = torch.stack([torch.stack((one.balance, one.sequence, one.z, one.dropped)) for one in routers])
     return Accumulated(
         nll=nll,
         loads=[one.load_E * share for one in routers],
-        entropy_L=torch.stack([one.entropy for one in routers]) * share if routers else nll.new_zeros(0),
-        means_4=torch.stack(losses_L4).mean(dim=0) * share if routers else nll.new_full((4,), float("nan")),
+        entropy_L=torch.stack([one.entropy for one in routers]) * share,
+        means_4=losses_L4.mean(dim=0) * share,
     )
 
 
 def _sum(a: Accumulated, b: Accumulated) -> Accumulated:
     loads = [old + new for old, new in zip(a.loads, b.loads, strict=True)]
     return Accumulated(a.nll + b.nll, loads, a.entropy_L + b.entropy_L, a.means_4 + b.means_4)
+
+
+def _health(model: Transformer, result: Accumulated) -> RouterHealth:
+    biases = [router.bias_E for router in model.routers if hasattr(router, "bias_E")]
+    balance, sequence, z, dropped = result.means_4.tolist()
+    return RouterHealth(
+        load=[[round(share, 5) for share in load_E.tolist()] for load_E in result.loads],
+        entropy=[round(value, 5) for value in result.entropy_L.tolist()],
+        bias_range=[round(float(bias_E.max() - bias_E.min()), 6) for bias_E in biases],
+        balance_loss=balance,
+        sequence_loss=sequence,
+        z_loss=z,
+        dropped=dropped,
+    )

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from gristmill.trainer.model import attention, feed_forward, head, kinds
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.layers import RMSNorm
-from gristmill.trainer.model.moe import RouterReport
+from gristmill.trainer.model.moe import MixtureOfExperts, RouterReport
 from gristmill.trainer.model.moe.adapt import Coefficients
 from gristmill.trainer.model.precision import Precision
 from gristmill.trainer.model.segments import Context, Segments, one_per_row
@@ -86,8 +86,13 @@ class Transformer(nn.Module):
     def output_VD(self) -> torch.Tensor:
         return self.embedding_VD if self.head_VD is None else self.head_VD
 
+    @property
+    def routers(self) -> list[nn.Module]:
+        """One of each layer that has experts, in order."""
+        return [block.ffn.router for block in self.blocks if isinstance(block.ffn, MixtureOfExperts)]  # pyright: ignore
+
     def new_memory(self) -> Memory:
-        """To be given to hidden() and logits(), which extend it by the positions that they are given."""
+        """To be given to forward() and logits(), which extend it by the positions that they are given."""
         return [{} for _ in self.blocks]
 
     def forward(
@@ -101,13 +106,13 @@ class Transformer(nn.Module):
         x_BSD = F.embedding(tokens_BS, self.embedding_VD).to(self.precision.dtype) * self.config.embedding_scale
         reports = []
         for layer, block in enumerate(self.blocks):
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute and memory is None and torch.is_grad_enabled():
                 x_BSD, report = checkpoint(block, x_BSD, context, use_reentrant=False)  # pyright: ignore
             else:
-                x_BSD, report = block(x_BSD, context, memory[layer] if memory else None)
+                x_BSD, report = block(x_BSD, context, None if memory is None else memory[layer])
             if report is not None:
                 reports.append(report)
-        return self.norm(x_BSD) * self.config.logit_scale, reports
+        return self.norm(x_BSD) * self.config.output_scale, reports
 
     def loss(
         self,
@@ -129,8 +134,7 @@ class Transformer(nn.Module):
     def adapt(self, loads: Sequence[torch.Tensor], norm: float) -> None:
         """After an optimiser step: routers that balance by a bias move it by the whole batch's load [E] of their layer,
         and coefficients that adapt do so by loads and gradient norm."""
-        routers = [block.ffn.router for block in self.blocks if hasattr(block.ffn, "router")]
-        for router, load_E in zip(routers, loads, strict=True):
+        for router, load_E in zip(self.routers, loads, strict=True):
             if hasattr(router, "balance"):
                 router.balance(load_E)  # pyright: ignore[reportCallIssue]
         self.coefficients.adapt(loads, norm)

@@ -72,7 +72,7 @@ class ExpertChoice(NamedTuple):
 
 
 def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
-    """Rows of an expert at a capacity factor (GShard, arXiv 2006.16668, section 2.2); 0, without a bound, at factor 0."""
+    """Rows of an expert at a capacity factor (GShard, arXiv 2006.16668, section 2.2); 0, no bound, at factor 0."""
     return max(math.ceil(factor * tokens * top_k / experts), MINIMUM_CAPACITY) if factor else 0
 
 
@@ -96,7 +96,7 @@ def by_token(
     rank_A = torch.arange(T * K, device=expert_A.device) - (count_E.cumsum(0) - count_E)[sorted_A]
     kept_E = count_E.clamp(max=most) if most else count_E
     padded_E = (kept_E + row_multiple - 1) // row_multiple * row_multiple
-    rows = T * K if row_multiple == 1 else T * K + experts * row_multiple
+    rows = (T * K + experts * (row_multiple - 1)) // row_multiple * row_multiple  # what all together can come to
     row_A = rank_A + (padded_E.cumsum(0) - padded_E)[sorted_A]
     if most:
         row_A = torch.where(rank_A < most, row_A, rows)

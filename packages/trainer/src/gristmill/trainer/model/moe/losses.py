@@ -33,7 +33,8 @@ def report(routing: Routing, sequences: int, dropped: torch.Tensor) -> RouterRep
     else:
         load_E = load(experts_TK, probs_TE.shape[1])
         balance = load_balance(probs_TE, experts_TK, 1)
-        sequence = load_balance(probs_TE, experts_TK, sequences)
+        counted_TK = experts_TK if routing.preferred_TK is None else routing.preferred_TK
+        sequence = load_balance(probs_TE, counted_TK, sequences)
     return RouterReport(load_E, entropy(probs_TE), balance, sequence, z(routing.logits_TE), dropped)
 
 
@@ -41,9 +42,9 @@ def load_balance(probs_TE: torch.Tensor, experts_TK: torch.Tensor, sequences: in
     """E * sum over experts of (share of assignments) * (mean probability), per sequence, averaged; 1 when even.
 
     Switch Transformer (arXiv 2101.03961, eq. 4) over all tokens as one sequence; per sequence as in DeepSeek-V3 (arXiv
-    2412.19437, eq. 17). The gradient reaches the router through the probabilities; the share is a count. Per sequence
-    it is linear in sequences, so gradients accumulated over micro-batches equal those of the whole batch; over all
-    tokens it is not.
+    2412.19437, eq. 17 to 20), where the share is that of the k highest scores, without biases. The gradient reaches the
+    router through the probabilities; the share is a count. Per sequence it is linear in sequences, so gradients
+    accumulated over micro-batches equal those of the whole batch; over all tokens it is not.
     """
     E = probs_TE.shape[1]
     prob_BE = probs_TE.view(sequences, -1, E).mean(dim=1)
