@@ -53,6 +53,7 @@ class _Run:
     model: Transformer
     optimizer: torch.optim.Optimizer
     position: Position
+    rounding: precision.StochasticRounding | None = None
     held_out: list[Document] = field(default_factory=list)
 
     @property
@@ -132,13 +133,15 @@ def _open(config: TrainConfig, data: TrainingData, model_config: ModelConfig) ->
         shutil.rmtree(leftover)
     if data.tokenizer is not None:
         shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
-    model = Transformer(model_config, precision.build(config.precision, config.expert_precision), config.recompute)
+    rounding = precision.StochasticRounding(config.seed, device) if config.stochastic_rounding else None
+    numbers = precision.build(config.precision, config.expert_precision, rounding)
+    model = Transformer(model_config, numbers, config.recompute)
     model.initialise(config.seed)
     model.to(device)
     optimizer = adamw.build(model, config.optimizer)
     newest = checkpoint.latest(config.folder)
     position = checkpoint.restore(newest, model, optimizer) if newest else Position()
-    run = _Run(config, data, _record(config, data, model_config, device), model, optimizer, position)
+    run = _Run(config, data, _record(config, data, model_config, device), model, optimizer, position, rounding)
     if config.validate_tokens:
         sources = [source.name for source in data.plan.sources]
         run.held_out = held_out(data.dataset, "valid", config.validate_tokens, data.tokenizer, sources)
@@ -178,6 +181,8 @@ def _run_steps(run: _Run, stopped: list[int]) -> None:
             example = to_example(next(source), device)
             micro = max(config.batch.micro * config.batch.sequence // example.inputs_BS.shape[1], 1)
             rate = learning_rate(config.optimizer, step, config.steps)
+            if run.rounding is not None:
+                run.rounding.begin(step)
             result = train_step(run.model, run.optimizer, example, micro, rate, config.optimizer.clip)
             now = time.perf_counter()
             if not (math.isfinite(result.nll) and math.isfinite(result.grad_norm)):
@@ -230,10 +235,7 @@ def _log_step(events: EventLog, position: Position, result: StepResult, rate: fl
         grad_norm=result.grad_norm,
         tokens_per_second=round(tokens_per_second, 1),
         time=round(time.time(), 3),
-        router={
-            "load": result.load_LE, "entropy": result.entropy_L, "balance_loss": result.balance,
-            "sequence_loss": result.sequence, "z_loss": result.z, "dropped": result.dropped,
-        },
+        router=result.router and result.router._asdict(),
     )
 
 
