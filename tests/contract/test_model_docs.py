@@ -43,13 +43,13 @@ def test_the_kind_of_the_example_does_what_all_kinds_do(tmp_path: Path, monkeypa
     packed = whole(made, x_BSD, [(7, 8)])
     torch.testing.assert_close(packed[:, 8:], whole(made, x_BSD[:, 8:]))
     slopes = torch.tensor([2.0 ** (-8 * h / 6) for h in range(1, 7)], dtype=torch.float64)  # section 3 of the paper
-    q, k, v = (x_BSD @ part.weight.T for part in (made.query, made.key, made.value))  # pyright: ignore
+    q, k, v = (x_BSD @ part.weight.T for part in (made.query, made.key, made.value))
     far_SS = torch.arange(20)[:, None] - torch.arange(20)
     heads = []
     for h, rows in enumerate(torch.arange(48).split(8)):
         score_SS = (q[0, :, rows] @ k[0, :, rows].T / 8**0.5 - slopes[h] * far_SS).masked_fill(far_SS < 0, -torch.inf)
         heads.append(score_SS.softmax(dim=-1) @ v[0, :, rows])
-    expected = torch.cat(heads, dim=-1) @ made.output.weight.T  # pyright: ignore
+    expected = torch.cat(heads, dim=-1) @ made.output.weight.T
     torch.testing.assert_close(y_BSD[0], expected, rtol=1e-6, atol=1e-6)
     model = Transformer(config("alibi", "gqa", options={"alibi.span": 4.0}), precision.build("fp32"))
     model.initialise(0)

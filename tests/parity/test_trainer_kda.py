@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from tests.support.attention_layers import in_pieces, inputs, layer, whole
-from torch import nn
 
 from gristmill.trainer.model.attention._delta_rule import delta_rule
 
@@ -36,17 +36,22 @@ def random(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def parts(S: int, fastest: float) -> list[torch.Tensor]:
+def parts(S: int, fastest: float, dtype: torch.dtype = torch.float64) -> Any:
     """Of 2 rows, 3 heads: q, k at length 1, v, decays from none to `fastest`, beta. Keys are 5 wide, values 4."""
     unit = [x / x.norm(dim=-1, keepdim=True) for x in (random(2, 3, S, 5, seed=0), random(2, 3, S, 5, seed=1))]
     decay = -fastest * random(2, 3, S, 5, seed=3).sigmoid() ** 4
-    return [*unit, random(2, 3, S, 4, seed=2), decay, random(2, 3, S, seed=4).sigmoid()]
+    made = [*unit, random(2, 3, S, 4, seed=2), decay, random(2, 3, S, seed=4).sigmoid()]
+    return [x.to(dtype).requires_grad_() for x in made]
+
+
+def at(place: Any, given: Any) -> Any:
+    return [x[place] for x in given]
 
 
 @pytest.mark.parametrize("fastest", [0.0, 0.2, 500.0], ids=["none", "slow", "at once"])
 @pytest.mark.parametrize("S", [1, 7, 8, 9, 64, 65, 150])
 def test_chunks_equal_the_recurrence(S: int, fastest: float) -> None:
-    given = [x.requires_grad_() for x in parts(S, fastest)]
+    given = parts(S, fastest)
     before = random(2, 3, 5, 4, seed=5).requires_grad_()
     starts = {0: [], 1: sorted({S // 3, S // 3 + 1, S - 1} - {0, S})}  # where documents begin, by row
     positions = torch.arange(1000, 1000 + S).repeat(2, 1)  # the first document of a row began long before
@@ -57,8 +62,8 @@ def test_chunks_equal_the_recurrence(S: int, fastest: float) -> None:
     for row, head in ((row, head) for row in range(2) for head in range(3)):
         after, edges = before[row, head], [0, *starts[row], S]
         for number, (start, stop) in enumerate(pairwise(edges)):
-            one = [x[row, head, start:stop] for x in given]
-            expected[row, head, start:stop], after = recurrence(*one, after if number == 0 else 0 * after)
+            place = row, head, slice(start, stop)
+            expected[place], after = recurrence(*at(place, given), after if number == 0 else 0 * after)
         states[row, head] = after
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(state, states, rtol=1e-9, atol=1e-9)
@@ -71,7 +76,7 @@ def test_chunks_equal_the_recurrence(S: int, fastest: float) -> None:
 
 
 def test_no_decay_is_too_fast_for_fp32() -> None:
-    given = [x.float().requires_grad_() for x in parts(150, 2000.0)]
+    given = parts(150, 2000.0, torch.float32)
     y, state = delta_rule(*given, torch.arange(150).repeat(2, 1))
     exact, _ = delta_rule(*parts(150, 2000.0), torch.arange(150).repeat(2, 1))
     torch.testing.assert_close(y.double(), exact, rtol=1e-3, atol=1e-4)
@@ -80,12 +85,12 @@ def test_no_decay_is_too_fast_for_fp32() -> None:
 
 
 def test_the_delta_rule_passes_gradcheck() -> None:
-    given = [x.requires_grad_() for x in parts(11, 2.0)]
+    given = parts(11, 2.0)
     positions = torch.tensor([[*range(11)], [*range(4), *range(7)]])
-    assert torch.autograd.gradcheck(lambda *x: delta_rule(*x, positions), given, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *x: delta_rule(*x, positions), given, fast_mode=True)  # pyright: ignore
 
 
-def plain(made: nn.Module, x_SD: torch.Tensor) -> torch.Tensor:
+def plain(made: Any, x_SD: torch.Tensor) -> torch.Tensor:
     """One document, [S, D]: section 4 of the paper, written as it stands there."""
     S, F = len(x_SD), torch.nn.functional
 
@@ -96,22 +101,22 @@ def plain(made: nn.Module, x_SD: torch.Tensor) -> torch.Tensor:
         return y
 
     mixed = []
-    for name, taps_FK in zip(("query", "key", "value"), made.convolution_FK.chunk(3)):  # pyright: ignore
+    for name, taps_FK in zip(("query", "key", "value"), made.convolution_FK.chunk(3)):
         x_SF, K = through(name), taps_FK.shape[1]
-        rows = [sum(taps_FK[:, K - 1 - n] * x_SF[t - n] for n in range(min(K, t + 1))) for t in range(S)]
-        mixed.append(F.silu(torch.stack(rows)).view(S, H, d))  # pyright: ignore
+        rows: Any = [sum(taps_FK[:, K - 1 - n] * x_SF[t - n] for n in range(min(K, t + 1))) for t in range(S)]
+        mixed.append(F.silu(torch.stack(rows)).view(S, H, d))
     q, k, v = mixed
     q, k = (x / (x.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
     step = F.softplus(through("decay_down", "decay_up") + made.decay_bias).view(S, H, d)
-    decay = -made.log_rate_H.exp()[:, None] * step  # pyright: ignore
+    decay = -made.log_rate_H.exp()[:, None] * step
     beta, gate = through("beta").sigmoid(), through("gate_down", "gate_up").sigmoid().view(S, H, d)
     heads = []
     for h in range(H):
         empty = torch.zeros(d, d, dtype=x_SD.dtype)
         y, _ = recurrence(q[:, h] * d**-0.5, k[:, h], v[:, h], decay[:, h], beta[:, h], empty)
-        y = y / (y.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * made.output_norm.weight  # pyright: ignore
+        y = y / (y.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * made.output_norm.weight
         heads.append(y * gate[:, h])
-    return torch.cat(heads, dim=-1) @ made.output.weight.T  # pyright: ignore
+    return torch.cat(heads, dim=-1) @ made.output.weight.T
 
 
 def test_outputs_and_gradients_equal_the_papers() -> None:

@@ -33,7 +33,7 @@ def test_outputs_equal_those_of_transformers(options: dict) -> None:
     settings = DeepseekV3Config(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=6, num_key_value_heads=6, kv_lora_rank=24,
         q_lora_rank=options.get("mla.q_lora"), qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=10,
-        rms_norm_eps=1e-3, rope_parameters=rope, max_position_embeddings=2560, attn_implementation="eager",
+        rms_norm_eps=1e-3, rope_parameters=rope, max_position_embeddings=2560,
     )  # fmt: skip
     theirs = DeepseekV3Attention(settings, 0)
     names = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.support.attention_layers import in_pieces, inputs, layer, whole
-from torch import nn
 
 G, H, d = 2, 6, 8  # key-value heads, heads, width of a head
 THETA = 10_000.0
@@ -28,21 +29,21 @@ def softmax_attention(q: torch.Tensor, keys: list[torch.Tensor], values: list[to
     return p @ torch.stack(values)
 
 
-def summary(module: nn.Module, x: list[torch.Tensor]) -> torch.Tensor:
+def summary(module: Any, x: list[torch.Tensor]) -> torch.Tensor:
     """phi of eq. 7."""
-    placed = torch.cat([one + place for one, place in zip(x, module.place_Ld)])  # pyright: ignore
-    hidden = module.hidden.weight @ placed  # pyright: ignore
-    return module.summary.weight @ (hidden * hidden.sigmoid())  # pyright: ignore
+    placed = torch.cat([one + place for one, place in zip(x, module.place_Ld)])
+    hidden = module.hidden.weight @ placed
+    return module.summary.weight @ (hidden * hidden.sigmoid())
 
 
-def plain(made: nn.Module, x_SD: torch.Tensor, chosen: list[set[int]] | None = None) -> torch.Tensor:
+def plain(made: Any, x_SD: torch.Tensor, chosen: list[set[int]] | None = None) -> torch.Tensor:
     """One document, [S, D]. `chosen` takes the blocks of every choice."""
     o = made.options
     S = len(x_SD)
-    q = (x_SD @ made.query.weight.T).view(S, H, d)  # pyright: ignore
-    k = (x_SD @ made.key.weight.T).view(S, 3, G, d)  # pyright: ignore
-    v = (x_SD @ made.value.weight.T).view(S, 3, G, d)  # pyright: ignore
-    gate = (x_SD @ made.gate.weight.T).sigmoid().view(S, H, 3)  # pyright: ignore
+    q = (x_SD @ made.query.weight.T).view(S, H, d)
+    k = (x_SD @ made.key.weight.T).view(S, 3, G, d)
+    v = (x_SD @ made.value.weight.T).view(S, 3, G, d)
+    gate = (x_SD @ made.gate.weight.T).sigmoid().view(S, H, 3)
     rows = []
     for t in range(S):
         heads = []
@@ -76,7 +77,7 @@ def plain(made: nn.Module, x_SD: torch.Tensor, chosen: list[set[int]] | None = N
                 fine = softmax_attention(query, [turned(k[u, 1, g], u) for u in seen], [v[u, 1, g] for u in seen])
                 local = softmax_attention(query, [turned(k[u, 2, g], u) for u in near], [v[u, 2, g] for u in near])
                 heads.append(gate[t, h, 0] * coarse + gate[t, h, 1] * fine + gate[t, h, 2] * local)
-        rows.append(made.output.weight @ torch.cat(heads))  # pyright: ignore
+        rows.append(made.output.weight @ torch.cat(heads))
     return torch.stack(rows)
 
 
@@ -121,8 +122,8 @@ def test_one_choice_serves_all_heads_of_a_group() -> None:
     made = layer("nsa", torch.float64)
     x_BSD = inputs(1, 40, torch.float64)
     with torch.no_grad():
-        made.gate.weight.zero_()  # pyright: ignore
-        made.query.weight[d : 3 * d].zero_()  # pyright: ignore  # head 0 alone decides what group 0 looks at
+        made.gate.weight.zero_()
+        made.query.weight[d : 3 * d].zero_()  # head 0 alone decides what group 0 looks at
     chosen: list[set[int]] = []
     plain(made, x_BSD[0], chosen)
     assert F.one_hot(torch.tensor([sum(one) for one in chosen[::G]])).sum(dim=0).count_nonzero() > 5

@@ -34,7 +34,7 @@ def config(*kind: str, **changed: Any) -> ModelConfig:
     return ModelConfig(**(fields | changed))
 
 
-def layer(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changed: Any) -> nn.Module:
+def layer(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changed: Any) -> Any:
     """With weights in fp64 or fp32, large enough that scores and gates are far from even."""
     made = attention.build(config(kind, **changed), 0, Plain(dtype, 1))
     generator = torch.Generator().manual_seed(seed)

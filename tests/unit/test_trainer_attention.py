@@ -124,13 +124,13 @@ def test_every_parameter_learns(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_flops_are_counted(kind: str) -> None:
-    flops = layer(kind).flops  # pyright: ignore
-    assert 0 < flops(1) <= flops(64) <= flops(4096)  # pyright: ignore
+    flops = layer(kind).flops
+    assert 0 < flops(1) <= flops(64) <= flops(4096)
 
 
 def test_flops_of_scores() -> None:
     def flops(kind: str, sequence: int) -> float:
-        return layer(kind).flops(sequence)  # pyright: ignore
+        return layer(kind).flops(sequence)
 
     assert flops("gqa", 100) == 4 * 48 * 50  # half of the positions, scores and values, 2 FLOPs for each weight
     assert flops("swa", 10**6) == pytest.approx(4 * 48 * 5, rel=1e-4)  # a window's, however long the sequence
@@ -150,7 +150,7 @@ def test_kinds_alternate_over_the_layers_of_one_model() -> None:
     pattern = config(*KINDS, layers=len(KINDS) + 1)
     model = Transformer(pattern, precision.build("fp32"))
     model.initialise(0)
-    modules = [type(block.attention).__module__.rpartition(".")[2] for block in model.blocks]  # pyright: ignore
+    modules = [type(block.attention).__module__.rpartition(".")[2] for block in model.blocks]
     assert modules == [*KINDS, KINDS[0]]
     ids_BS = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(0))
     logits_BSV = model.logits(ids_BS)

@@ -82,8 +82,9 @@ class Attention(nn.Module):
         window = self.options.window
         k_BGTd, v_BGTd = remember(memory, window, near_key=rotate(k3_BGSd, tables), near_value=v3_BGSd)
         near_BHSd = attend(q_BHSd, k_BGTd, v_BGTd, context, window)
-        gate_BHS3 = self.gate(x_BSD).sigmoid().unflatten(-1, (-1, 3)).transpose(1, 2)
-        y_BHSd = sum(y * g for y, g in zip((coarse_BHSd, chosen_BHSd, near_BHSd), gate_BHS3.split(1, dim=-1)))
+        gates_BHS3 = self.gate(x_BSD).sigmoid().unflatten(-1, (-1, 3)).transpose(1, 2)
+        coarse_BHS1, chosen_BHS1, near_BHS1 = gates_BHS3.split(1, dim=-1)
+        y_BHSd = coarse_BHSd * coarse_BHS1 + chosen_BHSd * chosen_BHS1 + near_BHSd * near_BHS1
         return self.output(y_BHSd.transpose(1, 2).flatten(2))
 
     def flops(self, sequence: int) -> float:
