@@ -57,13 +57,13 @@ def test_chunks_equal_the_recurrence(S: int, fastest: float) -> None:
     positions = torch.arange(1000, 1000 + S).repeat(2, 1)  # the first document of a row began long before
     for start in starts[1]:
         positions[1, start:] = torch.arange(S - start)
-    y, state = delta_rule(*given, positions, before)
+    y, state = delta_rule(*given, positions_BS=positions, state_BHde=before)
     expected, states = torch.empty_like(y), torch.empty_like(state)
     for row, head in ((row, head) for row in range(2) for head in range(3)):
         after, edges = before[row, head], [0, *starts[row], S]
         for number, (start, stop) in enumerate(pairwise(edges)):
             place = row, head, slice(start, stop)
-            expected[place], after = recurrence(*at(place, given), after if number == 0 else 0 * after)
+            expected[place], after = recurrence(*at(place, given), state_de=after if number == 0 else 0 * after)
         states[row, head] = after
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(state, states, rtol=1e-9, atol=1e-9)
@@ -77,8 +77,8 @@ def test_chunks_equal_the_recurrence(S: int, fastest: float) -> None:
 
 def test_no_decay_is_too_fast_for_fp32() -> None:
     given = parts(150, 2000.0, torch.float32)
-    y, state = delta_rule(*given, torch.arange(150).repeat(2, 1))
-    exact, _ = delta_rule(*parts(150, 2000.0), torch.arange(150).repeat(2, 1))
+    y, state = delta_rule(*given, positions_BS=torch.arange(150).repeat(2, 1))
+    exact, _ = delta_rule(*parts(150, 2000.0), positions_BS=torch.arange(150).repeat(2, 1))
     torch.testing.assert_close(y.double(), exact, rtol=1e-3, atol=1e-4)
     grads = torch.autograd.grad(y.sum() + state.sum(), given)
     assert all(torch.isfinite(grad).all() for grad in grads)
