@@ -240,6 +240,7 @@ class TestCountsUnderRecomputation:
 
         def counting(self, x_TD, sequences):
             routing = real(self, x_TD, sequences)
+            assert routing.experts_TK is not None
             load_E = losses.load(routing.experts_TK, len(self.weight)) / 2  # of two micro-batches
             self.counted_E = getattr(self, "counted_E", 0) + load_E
             return routing

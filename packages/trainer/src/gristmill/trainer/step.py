@@ -101,7 +101,7 @@ def _sum(a: Accumulated, b: Accumulated) -> Accumulated:
 
 
 def _health(model: Transformer, result: Accumulated) -> RouterHealth:
-    biases = [router.bias_E for router in model.routers if hasattr(router, "bias_E")]
+    biases = [router.get_buffer("bias_E") for router in model.routers if hasattr(router, "bias_E")]
     balance, sequence, z, dropped = result.means_4.tolist()
     return RouterHealth(
         load=[[round(share, 5) for share in load_E.tolist()] for load_E in result.loads],
