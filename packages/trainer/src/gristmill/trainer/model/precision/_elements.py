@@ -47,14 +47,14 @@ class Element(NamedTuple):
         """x (fp32) at the nearest of the format's numbers, ties to the even one; with a rounding, at one of the two
         neighbours so that the mean is x. Beyond the largest: the largest. What is not finite becomes NaN."""
         power = (x.view(torch.int32) & 0x7F800000).view(torch.float32)  # 2 ** floor(log2 |x|): the exponent's bits
-        step = power.clamp(min=2.0**self.exponent) * 2.0**-self.mantissa
+        step = power.clamp_(min=2.0**self.exponent).mul_(2.0**-self.mantissa)
         steps = x / step
         if rounding is None:
-            steps = steps.round()
+            steps.round_()
         else:
             lower = steps.floor()
             steps = lower + (rounding.draw(steps) < steps - lower)  # a number of the format stays what it is
-        return (steps * step).clamp(-self.largest, self.largest)
+        return steps.mul_(step).clamp_(-self.largest, self.largest)
 
 
 # OCP 8-bit floating point (OFP8) 1.0 and microscaling formats (MX) 1.0.
