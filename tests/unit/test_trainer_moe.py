@@ -168,6 +168,20 @@ def test_experts_equal_a_loop_in_the_precisions_that_train(kind):
     assert grads[2][1].abs().max() == 0  # an expert without tokens has a zero gradient, not garbage
 
 
+@pytest.mark.parametrize("router", ["softmax", "sigmoid", "expert_choice"])
+def test_a_layer_compiles_as_one_graph(router):
+    """No shape hangs on a value and nothing waits for one: torch.compile finds no place to break."""
+    config = changed(router=router, capacity=0.5, shared_experts=1, residual=True, bungee=2.0, output_norm=True)
+    moe = plain_moe.layer(config, precision.build("bf16"))  # torch cannot trace grouped_mm in fp32
+    torch.compiler.reset()
+    compiled = torch.compile(moe, backend="aot_eager", fullgraph=True)
+    x_BSD = drawn(2, 12, 16).bfloat16().requires_grad_()
+    (out, report), (wanted, plain) = compiled(x_BSD), moe(x_BSD)
+    assert torch.equal(out, wanted) and all(torch.equal(a, b) for a, b in zip(report, plain))
+    (grad,) = torch.autograd.grad(out.sum(), x_BSD)
+    torch.testing.assert_close(grad, torch.autograd.grad(wanted.sum(), x_BSD)[0])
+
+
 @pytest.mark.parametrize("most", [0, 3])
 @pytest.mark.parametrize("row_multiple", [1, 4, 32])
 def test_a_layout_depends_on_shapes_alone_and_every_row_is_its_experts(row_multiple, most):
