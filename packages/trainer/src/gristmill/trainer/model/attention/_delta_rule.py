@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-CHUNK, BLOCK = 64, 8
+CHUNK, BLOCK = 32, 8  # near the least CPU time of chunks of 16 to 128 and blocks of 4 to 16 (heads of 64)
 
 
 def delta_rule(
@@ -53,7 +53,7 @@ def delta_rule(
     from_before_B1MC1 = (place_B1MC > index_C)[..., None]
     to_after_B1MC1 = (C - 1 - index_C <= place_B1MC[..., -1:])[..., None]
 
-    q_to_k, k_to_k = _decayed_products(torch.stack((q, k)), k, age)
+    q_to_k, k_to_k = _decayed_products(torch.stack((q, k), dim=-3), k, age).unbind(dim=-3)
     q_to_k = q_to_k.masked_fill(~seen_B1MCC, 0)
     k_to_k = k_to_k.masked_fill(~seen_B1MCC | (apart_CC == 0), 0)
     since = age.exp() * from_before_B1MC1
@@ -65,24 +65,29 @@ def delta_rule(
 
     state = q.new_zeros(B, H, d, v.shape[-1]) if state_BHde is None else state_BHde
     outputs = []
-    for m in range(q.shape[2]):
-        u_BHCe = write[:, :, m] - erase[:, :, m] @ state
-        outputs.append(read[:, :, m] @ state + q_to_k[:, :, m] @ u_BHCe)
-        state = since[:, :, m, -1, :, None] * state + left[:, :, m].transpose(-1, -2) @ u_BHCe
+    kept = since[..., -1, :, None]
+    by_chunk = (z.unbind(dim=2) for z in (read, q_to_k, write, erase, kept, left.transpose(-1, -2)))
+    for read_Cd, q_to_k_CC, write_Ce, erase_Cd, kept_d1, left_dC in zip(*by_chunk):
+        u_Ce = write_Ce - erase_Cd @ state
+        outputs.append(read_Cd @ state + q_to_k_CC @ u_Ce)
+        state = kept_d1 * state + left_dC @ u_Ce
     return torch.cat(outputs, dim=2)[:, :, :S], state
 
 
-def _decayed_products(x_Cd: torch.Tensor, k_Cd: torch.Tensor, age_Cd: torch.Tensor) -> torch.Tensor:
-    """[..., C, C]: the sum over channels of x_i k_j exp(age_i - age_j), for j <= i; elsewhere anything finite."""
-    N = x_Cd.shape[-2] // BLOCK
-    x_Ncd, k_Ncd, age_Ncd = (z.unflatten(-2, (N, BLOCK)) for z in (x_Cd, k_Cd, age_Cd))
+def _decayed_products(x_PCd: torch.Tensor, k_Cd: torch.Tensor, age_Cd: torch.Tensor) -> torch.Tensor:
+    """[..., P, C, C]: the sum over channels of x_i k_j exp(age_i - age_j), for j <= i; elsewhere anything finite. P: of
+    several x, which share what depends on k alone."""
+    P, N = x_PCd.shape[-3], x_PCd.shape[-2] // BLOCK
+    x_NPcd = x_PCd.unflatten(-2, (N, BLOCK)).transpose(-4, -3)
+    k_Ncd, age_Ncd = k_Cd.unflatten(-2, (N, BLOCK)), age_Cd.unflatten(-2, (N, BLOCK))
     # j in an earlier block: both factors are decays, up to this block's first position and from there.
     first_N1d = age_Ncd[..., :1, :]
     from_j_NCd = k_Cd[..., None, :, :] * (first_N1d - age_Cd[..., None, :, :]).clamp(max=0).exp()
-    far_NcC = (x_Ncd * (age_Ncd - first_N1d).exp()) @ from_j_NCd.transpose(-1, -2)
+    to_i_NPcd = x_NPcd * (age_Ncd - first_N1d).exp()[..., None, :, :]
+    far_NPcC = (to_i_NPcd.flatten(-3, -2) @ from_j_NCd.transpose(-1, -2)).unflatten(-2, (P, BLOCK))
     # j in the same block.
-    decay_Nccd = (age_Ncd[..., :, None, :] - age_Ncd[..., None, :, :]).clamp(max=0).exp()
-    near_Ncc = (x_Ncd[..., :, None, :] * (k_Ncd[..., None, :, :] * decay_Nccd)).sum(dim=-1)
-    same_N1N1 = torch.eye(N, dtype=torch.bool, device=x_Cd.device)[:, None, :, None]
-    both_NcNc = torch.where(same_N1N1, near_Ncc[..., None, :], far_NcC.unflatten(-1, (N, BLOCK)))
-    return both_NcNc.flatten(-2).flatten(-3, -2)
+    k_Nccd = k_Ncd[..., None, :, :] * (age_Ncd[..., :, None, :] - age_Ncd[..., None, :, :]).clamp(max=0).exp()
+    near_NPcc = (k_Nccd @ x_NPcd.movedim(-3, -1)).movedim(-1, -3)
+    same_N11N1 = torch.eye(N, dtype=torch.bool, device=x_PCd.device)[:, None, None, :, None]
+    both_NPcNc = torch.where(same_N11N1, near_NPcc[..., None, :], far_NPcC.unflatten(-1, (N, BLOCK)))
+    return both_NPcNc.transpose(-5, -4).flatten(-2).flatten(-3, -2)
