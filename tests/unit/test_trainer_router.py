@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch import nn
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model import kinds
 from gristmill.trainer.model.config import ModelConfig
-from gristmill.trainer.model.moe import losses, router
+from gristmill.trainer.model.moe import adapt, losses, router
 from gristmill.trainer.model.moe.router import Routing
 
 
@@ -353,3 +356,22 @@ def test_load_and_entropy():
     half = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     assert losses.entropy(half).item() == pytest.approx(0.5)
     assert losses.entropy(torch.ones(3, 1)).item() == 1.0
+
+
+def test_the_page_names_every_kind_and_option_with_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    told = {}
+    for names, defaults in re.findall(r"^\| (`[\w.]+`(?:, `[\w.]+`)*) \| ([\w., ]+) \|", page, re.MULTILINE):
+        named, values = re.findall(r"`([\w.]+)`", names), defaults.split(", ")
+        told |= dict(zip(named, values * len(named) if len(values) == 1 else values))
+    config = ModelConfig.__dataclass_fields__
+    known = {name: config[name].default for name in ("balance_loss", "sequence_loss", "z_loss")}
+    known |= {f"adapt.{field.name}": field.default for field in dataclasses.fields(adapt.Options)}
+    for kind in kinds.names(router.__name__):
+        assert f"| `{kind}` |" in page
+        options = import_module(f"{router.__name__}.{kind}").Options
+        known |= {f"{kind}.{field.name}": field.default for field in dataclasses.fields(options)}
+    for name, default in known.items():
+        assert told[name] == str(default).lower() or float(told[name]) == default, name
+    ours = {name for name in told if name.partition(".")[0] in (*kinds.names(router.__name__), "adapt")}
+    assert ours - set(kinds.names(router.__name__)) <= set(known)
