@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +129,16 @@ def test_flops_by_hand() -> None:
     weights = 32 * per_layer + 32_000 * 4096
     scores = 32 * 12 * 4096 * 2048 / 2
     assert counts.flops_per_token(2048) == pytest.approx(6 * weights + scores, rel=1e-3)
+
+
+def test_the_page_names_every_preset_and_its_numbers() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    section = page.partition("## Presets")[2].partition("\n## ")[0]
+    for name in presets():
+        assert f"`{name}`" in section
+    for name, total, active in re.findall(r"^\| `([\w-]+)` \| ([\d,]{10,}) \| ([\d,]{10,}) \|", section, re.MULTILINE):
+        counts = count(resolve(ModelSection(preset=name)))
+        assert (f"{counts.total:,}", f"{counts.active:,}") == (total, active)
+    for name, total, active in (("tiny", 5.2, 3.9), ("small", 47.2, 14.2), ("stable", 47.2, 14.2)):
+        counts = count(resolve(ModelSection(preset=name), 16_384))
+        assert (round(counts.total / 1e6, 1), round(counts.active / 1e6, 1)) == (total, active)
