@@ -10,16 +10,15 @@ NVIDIA-NeMo/Megatron-Bridge#5165 (a loss that a configuration omits), allenai/OL
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
 from tests.support.plain_moe import CONFIG
 
-from gristmill.base.config import from_mapping, to_mapping
 from gristmill.trainer.data import Example
 from gristmill.trainer.model import moe
 from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.huggingface import deepseek_v3
 from gristmill.trainer.model.moe import adapt, dispatch, losses
 from gristmill.trainer.model.moe.router import sigmoid
 from gristmill.trainer.model.precision import build as precision
@@ -259,26 +258,28 @@ class TestCountsUnderRecomputation:
 
 
 class TestSequenceLossOfAConfigurationThatOmitsIt:
-    def check(self, read: Callable[[dict], ModelConfig]) -> None:
-        values = to_mapping(CONFIG)
-        for name in ("sequence_loss", "balance_loss", "z_loss"):
-            del values[name]
-        model = build(read(values))
-        loss = model.loss(*example()[:2])
-        without = model.coefficients.config.z_loss * sum(report.z.item() for report in loss.routers)
-        assert loss.auxiliary.item() > without
-        assert model.coefficients.config.sequence_loss == 0.01
+    def check(self) -> None:
+        """DeepSeek-V3's config.json does not name the coefficient; what is built from it has the loss all the same."""
+        from transformers import DeepseekV3Config
+
+        about = DeepseekV3Config(
+            vocab_size=CONFIG.vocab, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, n_routed_experts=8, num_experts_per_tok=2, n_group=2,
+            topk_group=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+            first_k_dense_replace=1,
+        )  # fmt: skip
+        values = about.to_dict()
+        assert not [name for name in values if "aux" in name]
+        loss = build(deepseek_v3.from_config(values)).loss(*example()[:2])
+        assert loss.auxiliary.item() == pytest.approx(1e-4 * loss.routers[0].sequence.item())
 
     def test(self) -> None:
-        self.check(lambda values: from_mapping(ModelConfig, values, "config.json"))
+        self.check()
 
-    def test_twin_absent_means_zero(self) -> None:
-        def lenient(values: dict) -> ModelConfig:
-            given = values.get("sequence_loss", 0.0)
-            return from_mapping(ModelConfig, values | {"sequence_loss": given}, "config.json")
-
+    def test_twin_absent_means_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(deepseek_v3, "SEQUENCE_LOSS", 0.0)
         with pytest.raises(AssertionError):
-            self.check(lenient)
+            self.check()
 
 
 class TestEvenIsOneForEveryK:
