@@ -91,6 +91,11 @@ class Transformer(nn.Module):
         """One of each layer that has experts, in order."""
         return [block.ffn.router for block in self.blocks if isinstance(block.ffn, MixtureOfExperts)]  # pyright: ignore
 
+    def compile_blocks(self) -> None:
+        """Fuse what stands between the products, block by block (torch.compile): the names of parameters stay."""
+        for block in self.blocks:
+            block.compile()
+
     def new_memory(self) -> Memory:
         """To be given to forward() and logits(), which extend it by the positions that they are given."""
         return [{} for _ in self.blocks]
