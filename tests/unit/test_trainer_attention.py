@@ -15,7 +15,7 @@ from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.segments import Context, one_per_row
 from gristmill.trainer.model.transformer import Transformer
 
-S = 29  # several windows, blocks and chunks' blocks, and a multiple of none
+S = 45  # several windows, blocks and chunks, and a multiple of none
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_no_position_looks_ahead(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_document_is_read_as_if_it_stood_alone(kind: str) -> None:
     made, x_BSD = layer(kind, torch.float64), inputs(3, S, torch.float64)
-    rows = [(3, 4, 17), (), (1, 16, S - 1)]  # documents of one position among them, and a row that is one document
+    rows = [(3, 4, 17, 40), (), (1, 16, S - 1)]  # documents of one position among them, and a row that is one document
     packed = whole(made, x_BSD, rows)
     for row, places in enumerate(rows):
         edges = [0, *places, S]
@@ -51,7 +51,7 @@ def test_a_document_is_read_as_if_it_stood_alone(kind: str) -> None:
             alone = whole(made, x_BSD[row : row + 1, start:stop])
             torch.testing.assert_close(packed[row : row + 1, start:stop], alone, rtol=1e-6, atol=1e-6)
     together = whole(made, x_BSD)
-    assert (together[0, 17:] - packed[0, 17:]).abs().max() > 1e-3  # which else would not have been tested
+    assert (together[0, 40:] - packed[0, 40:]).abs().max() > 1e-3  # which else would not have been tested
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +63,9 @@ def test_gradients_stay_inside_a_document(kind: str) -> None:
     assert max(grad[:, :11].abs().max(), grad[:, 20:].abs().max()) < 1e-12 * inside
 
 
-@pytest.mark.parametrize("lengths", [[1] * S, [S], [10, 1, 1, 9, 8], [2, 27]], ids=["each", "all", "pieces", "prompt"])
+@pytest.mark.parametrize(
+    "lengths", [[1] * S, [S], [10, 1, 1, 9, S - 21], [2, S - 2]], ids=["each", "all", "pieces", "prompt"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_changes_nothing(kind: str, lengths: list[int]) -> None:
     made, x_BSD = layer(kind, torch.float64), inputs(2, S, torch.float64)
@@ -120,6 +122,23 @@ def test_every_parameter_learns(kind: str) -> None:
     made = layer(kind)
     whole(made, inputs(2, S)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in made.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_compiles_as_one_graph(kind: str) -> None:
+    made, x_BSD = layer(kind), inputs(2, S)
+    compiled = torch.compile(made, fullgraph=True, backend="eager")
+    for starts in (None, [(7,), (20, 41)], [(30, 31), ()]):
+        torch.testing.assert_close(whole(compiled, x_BSD, starts), whole(made, x_BSD, starts))
+
+
+def test_decays_begin_as_the_paper_has_them() -> None:
+    made = layer("kda", heads=60, kv_heads=60)
+    step = torch.nn.functional.softplus(made.decay_bias.detach())
+    assert 1e-3 <= step.min() < 2e-3 and 0.05 < step.max() <= 0.1 + 1e-6
+    assert 0.008 < step.median() < 0.0125  # even on a logarithmic scale
+    rate_H = made.log_rate_H.detach().exp()
+    assert 1.0 <= rate_H.min() < 3 and 14 < rate_H.max() <= 16.0
 
 
 @pytest.mark.parametrize("kind", KINDS)

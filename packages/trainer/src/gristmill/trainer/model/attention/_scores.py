@@ -17,15 +17,17 @@ def attend(
 ) -> torch.Tensor:  # fmt: skip
     """[B, H, S, e]. Scores are left to scaled_dot_product_attention, which takes fewer key-value heads as they are."""
     bias_B1ST = context.bias(k_BGTd.shape[2], window)
-    return F.scaled_dot_product_attention(
+    narrower = q_BHSd.shape[-1] - v_BGTe.shape[-1]  # fused kernels want values as wide as keys, and spare [H, S, T]
+    y_BHSe = F.scaled_dot_product_attention(
         q_BHSd,
         k_BGTd,
-        v_BGTe,
+        F.pad(v_BGTe, (0, narrower)) if narrower else v_BGTe,
         attn_mask=bias_B1ST,
         is_causal=bias_B1ST is None and not context.past,
         scale=scale,
         enable_gqa=q_BHSd.shape[1] != k_BGTd.shape[1],
     )
+    return y_BHSe[..., : v_BGTe.shape[-1]]
 
 
 def remember(
