@@ -62,7 +62,7 @@ def compare(model: Transformer, theirs: Any) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_of_theirs_there_and_back(tmp_path: Path, name: str) -> None:
-    """In, in several files: the same logits. Out again: the same weights to the bit, and a config of the same shape."""
+    """In, from several files: the same logits. Out again: the same weights and logits to the bit."""
     theirs = transformers_model(name)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
@@ -73,14 +73,12 @@ def test_a_checkpoint_of_theirs_there_and_back(tmp_path: Path, name: str) -> Non
     before, after = (tensor_file.read_folder(tmp_path / folder) for folder in ("theirs", "back"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key].read(), after[key].read()) for key in before)
-    from transformers import AutoConfig
+    from transformers import AutoModelForCausalLM
 
-    was, now = (AutoConfig.from_pretrained(tmp_path / folder).to_dict() for folder in ("theirs", "back"))
-    differs = {key for key in was if was[key] != now[key]}
-    assert differs <= {
-        "_name_or_path", "dtype", "decoder_sparse_step", "mlp_only_layers", "intermediate_size", "aux_loss_alpha",
-        "use_cache", "pretraining_tp", "sliding_window", "rope_parameters", "transformers_version", "head_dim",
-    }  # fmt: skip
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32)
+    with torch.no_grad():
+        ids = tokens(2, 60)
+        assert torch.equal(again(ids).logits, theirs(ids).logits)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -102,7 +100,6 @@ def test_scales_that_they_have_not_go_into_the_weights(tmp_path: Path, name: str
     from transformers import AutoModelForCausalLM
 
     config = preset(name, tie_embeddings=False, layers=2, embedding_scale=10.667, logit_scale=0.125, bungee=2.0)
-    config = dataclasses.replace(config, router="softmax", options={}) if name == "stable" else config
     model = ours(config)
     write_huggingface(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)

@@ -33,6 +33,11 @@ _DEEPSEEK = _COMMON | _ROPE | {
     "kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "n_group": 4, "topk_group": 2,
     "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-5, "num_nextn_predict_layers": 0,
 }  # fmt: skip
+_DOTS1 = _COMMON | _ROPE | {
+    "num_hidden_layers": 3, "head_dim": 16, "n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 24,
+    "intermediate_size": 40, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "sliding_window": None,
+    "norm_topk_prob": True, "routed_scaling_factor": 1.5,
+}  # fmt: skip
 _YARN = {
     "rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 32,
     "beta_fast": 4.0, "beta_slow": 1.0, "mscale": 0.7, "mscale_all_dim": 0.9,
@@ -53,6 +58,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3ForCausalLM",
         _DEEPSEEK | {"rope_parameters": _YARN, "n_shared_experts": 1, "norm_topk_prob": False},
     ),
+    "dots1": ("Dots1ForCausalLM", _DOTS1),
+    "dots1 with a window": ("Dots1ForCausalLM", _DOTS1 | {"sliding_window": 5, "max_window_layers": 0}),
     "moonlight": (
         "DeepseekV3ForCausalLM",
         _DEEPSEEK | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 3},

@@ -142,7 +142,7 @@ def test_export_in_another_number_format(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"model_type": "llama"}, r"no family 'llama'; known: deepseek_v3, mixtral, qwen3_moe"),
+        ({"model_type": "llama"}, r"no family 'llama'; known: deepseek_v3, dots1, mixtral, qwen3_moe"),
         ({"attention_bias": True}, r"attention_bias = True"),
         ({"hidden_act": "gelu"}, r"hidden_act = 'gelu'"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config = \{'quant_method': 'fp8'\}"),
@@ -309,7 +309,12 @@ def test_a_file_written_in_parts_is_one_that_safetensors_reads(tmp_path: Path) -
 
 
 def test_a_run_of_ours_becomes_the_family_that_it_is_like(tmp_path: Path) -> None:
-    for name, kind in (("debug-qwen3", "qwen3_moe"), ("debug-mixtral", "mixtral"), ("debug-moonlight", "deepseek_v3")):
+    for name, kind in (
+        ("debug-qwen3", "qwen3_moe"),
+        ("debug-mixtral", "mixtral"),
+        ("debug-moonlight", "deepseek_v3"),
+        ("stable", "dots1"),
+    ):
         run = run_of(ours(preset(name)), tmp_path / name)
         exchange.export_run(run, tmp_path / f"{name}-out")
         assert read_json(tmp_path / f"{name}-out" / "config.json")["model_type"] == kind

@@ -183,7 +183,7 @@ def params(
 def import_(
     model: Annotated[str, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional], sequence: int = 0
 ) -> int:
-    """Make a run's folder of a Hugging Face model (Qwen3-MoE, Mixtral, DeepSeek-V3), for generate, evaluate, export.
+    """Make a run's folder of a Hugging Face model (Qwen3-MoE, Mixtral, DeepSeek-V3, dots1), to generate from or export.
 
     Weights travel one tensor at a time: a model of any size needs little memory.
 
@@ -212,7 +212,7 @@ def export(
 ) -> int:
     """Write a run's newest checkpoint as a Hugging Face folder, which transformers and vLLM load.
 
-    It becomes what it is like: Qwen3-MoE, Mixtral or DeepSeek-V3, with the tokenizer's files and a card.
+    It becomes what it is like, Qwen3-MoE, Mixtral, DeepSeek-V3 or dots1, with the tokenizer's files and a card.
 
     Examples:
         trainer export training/filtered exports/filtered

@@ -10,6 +10,11 @@ from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.moe import router
 
 Values = Mapping[str, Any]
+SEQUENCE_LOSS = 0.0001  # DeepSeek-V3's alpha (arXiv 2412.19437, section 4.2): its published config.json does not say
+SIGMOID = {
+    "normalise": "norm_topk_prob", "scale": "routed_scaling_factor", "groups": "n_group", "groups_kept": "topk_group",
+}  # fmt: skip
+"""sigmoid.X is Y."""
 
 
 class Rope(NamedTuple):
@@ -109,16 +114,17 @@ def grouped_query(window: int | None, qk_norm: bool) -> dict[str, Any]:
 
 
 def unlike_grouped_query(config: ModelConfig, qk_norm: bool) -> list[str]:
-    """Fields of ours that keep a model from having this family's attention and a softmax router's weights."""
+    """Fields of ours that keep a model from having the same such attention in all layers."""
     unlike = []
     if len(set(config.attention)) > 1 or config.attention[0] not in ("gqa", "swa"):
         unlike.append("attention")
     elif attention_options(config).qk_norm != qk_norm:
         unlike.append(f"{config.attention[0]}.qk_norm")
-    return unlike + unlike_softmax(config)
+    return unlike
 
 
 def unlike_softmax(config: ModelConfig) -> list[str]:
+    """Fields of ours that keep a model from having a plain softmax router, and routed experts alone."""
     if config.router != "softmax":
         return ["router"]
     options = router_options(config)
@@ -128,6 +134,58 @@ def unlike_softmax(config: ModelConfig) -> list[str]:
         "shared_experts": config.shared_experts > 0,
     }
     return [name for name, other in unlike.items() if other]
+
+
+def foreign_sigmoid(values: Values) -> list[str]:
+    """Fields that ask for other experts than DeepSeek-V3's: a sigmoid router with a bias, shared experts, first layers
+    dense."""
+    unlike = {
+        "scoring_func": values.get("scoring_func", "sigmoid") != "sigmoid",
+        "topk_method": values.get("topk_method", "noaux_tc") != "noaux_tc",
+        "moe_layer_freq": values.get("moe_layer_freq", 1) != 1,
+        "n_shared_experts": not values.get("n_shared_experts"),
+    }
+    return [name for name, other in unlike.items() if other]
+
+
+def sigmoid(values: Values, normalise: bool) -> dict[str, Any]:
+    """Fields of ours for such experts, the options of the router among them. normalise: where config.json is silent."""
+    options = {f"sigmoid.{ours}": values.get(theirs) or 1 for ours, theirs in SIGMOID.items() if ours != "normalise"}
+    return {
+        "router": "sigmoid",
+        "options": options | {"sigmoid.normalise": bool(values.get("norm_topk_prob", normalise))},
+        "experts": values["n_routed_experts"],
+        "expert_width": values["moe_intermediate_size"],
+        "shared_experts": values["n_shared_experts"],
+        "dense_layers": min(values.get("first_k_dense_replace") or 0, values["num_hidden_layers"]),
+        "dense_width": values["intermediate_size"],
+        "balance_loss": 0.0,
+        "sequence_loss": values.get("aux_loss_alpha", SEQUENCE_LOSS),
+        "z_loss": 0.0,
+    }
+
+
+def unlike_sigmoid(config: ModelConfig) -> list[str]:
+    unlike = {
+        "router": config.router != "sigmoid",
+        "moe_every": config.moe_every > 1,
+        "shared_experts = 0": not config.shared_experts,
+    }
+    return [name for name, other in unlike.items() if other]
+
+
+def to_sigmoid(config: ModelConfig) -> dict[str, Any]:
+    options = router_options(config)
+    return {theirs: getattr(options, ours) for ours, theirs in SIGMOID.items()} | {
+        "aux_loss_alpha": config.sequence_loss,
+        "first_k_dense_replace": config.dense_layers,
+        "intermediate_size": config.hidden_width,
+        "moe_intermediate_size": config.expert_width,
+        "n_routed_experts": config.experts,
+        "n_shared_experts": config.shared_experts,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    }
 
 
 def window(config: ModelConfig) -> int | None:

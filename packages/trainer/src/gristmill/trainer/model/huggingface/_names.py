@@ -42,6 +42,11 @@ EXPERTS: Names = {
     "ffn.experts.gate_up_EFD": ("mlp.experts.{expert}.gate_proj.weight", "mlp.experts.{expert}.up_proj.weight"),
     "ffn.experts.down_EDF": ("mlp.experts.{expert}.down_proj.weight",),
 }
+BIASED_AND_SHARED: Names = {
+    "ffn.router.bias_E": ("mlp.gate.e_score_correction_bias",),
+    "ffn.shared.gate_up.weight": ("mlp.shared_experts.gate_proj.weight", "mlp.shared_experts.up_proj.weight"),
+    "ffn.shared.down.weight": ("mlp.shared_experts.down_proj.weight",),
+}
 DENSE: Names = {
     "ffn.network.gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "ffn.network.down.weight": ("mlp.down_proj.weight",),

@@ -37,7 +37,7 @@ def from_config(values: _config.Values) -> ModelConfig:
 
 def unsaid(config: ModelConfig) -> list[str]:
     """Fields of ours that this family has no word for."""
-    unlike = _config.unsaid(config) + _config.unlike_grouped_query(config, False)
+    unlike = _config.unsaid(config) + _config.unlike_grouped_query(config, False) + _config.unlike_softmax(config)
     if config.router == "softmax" and not _config.router_options(config).normalise:
         unlike.append("softmax.normalise")
     if len(config.moe_layers) < config.layers:

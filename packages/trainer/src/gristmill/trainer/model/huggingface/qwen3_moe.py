@@ -44,7 +44,7 @@ def from_config(values: _config.Values) -> ModelConfig:
 
 def unsaid(config: ModelConfig) -> list[str]:
     """Fields of ours that this family has no word for."""
-    return _config.unsaid(config) + _config.unlike_grouped_query(config, True)
+    return _config.unsaid(config) + _config.unlike_grouped_query(config, True) + _config.unlike_softmax(config)
 
 
 def to_config(config: ModelConfig, sequence: int) -> dict[str, Any]:
