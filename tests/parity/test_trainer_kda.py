@@ -49,7 +49,7 @@ def at(place: Any, given: Any) -> Any:
 
 
 @pytest.mark.parametrize("fastest", [0.0, 0.2, 500.0], ids=["none", "slow", "at once"])
-@pytest.mark.parametrize("S", [1, 7, 8, 9, 64, 65, 150])
+@pytest.mark.parametrize("S", [1, 7, 9, 32, 33, 75])
 def test_chunks_equal_the_recurrence(S: int, fastest: float) -> None:
     given = parts(S, fastest)
     before = random(2, 3, 5, 4, seed=5).requires_grad_()

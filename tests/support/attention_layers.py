@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from gristmill.trainer.model import attention, kinds
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.precision.plain import Plain
 from gristmill.trainer.model.segments import Context, from_starts, one_per_row
 
+Run = Callable[..., torch.Tensor]
 KINDS = kinds.names("gristmill.trainer.model.attention")
 # Sizes that do not divide one another, and short blocks and windows, which a short sequence crosses.
 OPTIONS: dict[str, int | float | bool | str] = {
@@ -55,7 +55,7 @@ def inputs(rows: int, length: int, dtype: torch.dtype = torch.float32, seed: int
     return x_BSD.to(dtype)
 
 
-def whole(made: nn.Module, x_BSD: torch.Tensor, starts: Sequence[Sequence[int]] | None = None) -> torch.Tensor:
+def whole(made: Run, x_BSD: torch.Tensor, starts: Sequence[Sequence[int]] | None = None) -> torch.Tensor:
     """All positions at once; starts: where documents begin in each row, beside its first position."""
     tokens_BS = torch.zeros(x_BSD.shape[:2], dtype=torch.long)
     segments = one_per_row(tokens_BS)
@@ -67,7 +67,7 @@ def whole(made: nn.Module, x_BSD: torch.Tensor, starts: Sequence[Sequence[int]] 
     return made(x_BSD, Context(segments, x_BSD.dtype))
 
 
-def in_pieces(made: nn.Module, x_BSD: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+def in_pieces(made: Run, x_BSD: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     """The same positions, given over several calls with one memory."""
     memory: dict[str, torch.Tensor] = {}
     outputs, past = [], 0
