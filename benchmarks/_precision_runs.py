@@ -30,8 +30,8 @@ HELD_OUT_WINDOWS = 128
 MOST_BYTES = 16_000_000
 STARVED = 0.1  # of an even share of the load: an expert below it counts as starved
 RATE = 0.01  # the best of 0.003, 0.01 and 0.03 for bf16 after 120 steps, plain and (of the last two) with scales
-# Balanced by a bias alone, as the recipe was found: a loss on the load would hide a router that learns nothing. It moves
-# ten times as fast as DeepSeek-V3's, for runs of hundreds of steps.
+# Balanced by a bias alone, as the recipe was found: a loss on the load would hide a router that learns nothing. The
+# bias moves ten times as fast as DeepSeek-V3's, for runs of hundreds of steps.
 SHAPE = {
     "vocab": 256, "width": 128, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 32, "experts": 8, "top_k": 2,
     "expert_width": 128, "router": "sigmoid", "options": {"sigmoid.rate": 0.01}, "sequence_loss": 0.0, "z_loss": 0.0,

@@ -15,6 +15,7 @@ from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.precision import BLOCKWISE, StochasticRounding
 from gristmill.trainer.model.precision._elements import E2M1, E4M3, TINIEST, Element
+from gristmill.trainer.model.precision._grouped import grouped_mm
 from gristmill.trainer.model.precision.blockwise import ROWS, Blockwise
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import adamw
@@ -318,6 +319,32 @@ def test_models_learn_with_experts_in_low_precision(name, dense):
     assert low[-1] < low[0] - 0.5
     assert low[0] == pytest.approx(plain[0], abs=0.03) and low[-1] == pytest.approx(plain[-1], abs=0.3)
     assert low != plain or (name, dense) == ("bf16", "bf16")
+
+
+@pytest.mark.parametrize("experts", ["fp32", "nvfp4"])
+def test_products_compile(experts):
+    """fp32 groups, which torch's own operator refuses to compile, and a format, whose products stay as they are."""
+    how = precision.build("fp32", experts)
+    x, weight, direction = inputs()
+    x.requires_grad_()
+    compiled = torch.compile(how.grouped_linear, backend="aot_eager", fullgraph=experts == "fp32")
+    found, wanted = compiled(x, weight, ENDS), how.grouped_linear(x, weight, ENDS)
+    assert torch.equal(found, wanted)
+    assert torch.equal(torch.autograd.grad(found, x, direction)[0], torch.autograd.grad(wanted, x, direction)[0])
+
+
+def test_fp32_groups_have_the_gradients_of_differences():
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(shape, generator=generator) for shape in ((12, 8), (3, 8, 4), (12, 4)))
+    ends = torch.tensor([4, 4, 12], dtype=torch.int32)
+    given = [one.requires_grad_() for one in (a, b)]
+    got = torch.autograd.grad(grouped_mm(a, b, ends), given, c)
+    plain = torch.cat([a[:4] @ b[0], a[4:] @ b[2]])
+    torch.testing.assert_close(grouped_mm(a, b, ends), plain)
+    for found, wanted in zip(got, torch.autograd.grad(plain, given, c)):
+        torch.testing.assert_close(found, wanted)
+    torch.library.opcheck(torch.ops.gristmill.grouped_mm_fp32.default, (a, b, ends))
+    torch.library.opcheck(torch.ops.gristmill.grouped_mm_fp32.default, (a.detach().t(), c, ends))
 
 
 def test_computing_again_gives_the_same_gradients_under_stochastic_rounding():

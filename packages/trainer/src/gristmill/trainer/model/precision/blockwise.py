@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 
 from gristmill.trainer.model.precision import _kernel
 from gristmill.trainer.model.precision._elements import Operand, StochasticRounding
+from gristmill.trainer.model.precision._grouped import grouped_mm
 
 # Of each expert: fp8's block, so that no block of a weight gradient has rows of two experts; and the tile in which the
 # kernels for mxfp8 and nvfp4 want scales.
@@ -43,6 +43,7 @@ class Blockwise:
     rounding: StochasticRounding | None = None
     row_multiple: int = ROWS
 
+    @torch.compiler.disable(recursive=True, reason="inductor 2.13 asserts on the two layouts that a gradient is cut in")
     def grouped_linear(self, x_RD: torch.Tensor, weight_EFD: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
         return _GroupedLinear.apply(x_RD, weight_EFD, ends_E, self)  # pyright: ignore[reportReturnType]
 
@@ -56,7 +57,7 @@ class Blockwise:
         kernel = self.format.kernel
         if kernel is not None and kernel.takes(a, b):
             return kernel.multiply(a, b, ends_E)
-        return F.grouped_mm(a.values(), b.values().transpose(-2, -1), offs=ends_E)
+        return grouped_mm(a.values(), b.values().transpose(-2, -1), ends_E)
 
 
 class _GroupedLinear(torch.autograd.Function):

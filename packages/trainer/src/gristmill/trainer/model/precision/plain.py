@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from gristmill.trainer.model.precision._grouped import grouped_mm
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -21,5 +23,5 @@ class Plain:
         return F.linear(x, weight.to(self.dtype))
 
     def grouped_linear(self, x_RD: torch.Tensor, weight_EFD: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
-        y_RF = F.grouped_mm(x_RD.to(self.dtype), weight_EFD.to(self.dtype).transpose(-2, -1), offs=ends_E)
+        y_RF = grouped_mm(x_RD.to(self.dtype), weight_EFD.to(self.dtype).transpose(-2, -1), ends_E)
         return y_RF.to(x_RD.dtype)
