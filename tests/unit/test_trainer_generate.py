@@ -9,13 +9,25 @@ import pytest
 import torch
 from tests.support.tiny_checkpoints import VOCAB, ours, preset, run_of
 
+from gristmill.base.config import to_mapping
 from gristmill.base.errors import DataError, UsageError
+from gristmill.base.files import read_json, write_json
 from gristmill.trainer import checkpoint, cli, tensor_file
 from gristmill.trainer.generate import generate, sample, window_start
+from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.expert_store import ExpertStore, StoredExperts
 from gristmill.trainer.run_folder import load_model
 
-NAMES = ("debug-qwen3", "debug-deepseek-v3", "debug-moonlight", "debug-deepseek-v2")
+MODELS: dict[str, ModelConfig] = {
+    **{name: preset(name) for name in ("debug-qwen3", "debug-deepseek-v3", "debug-moonlight", "debug-deepseek-v2")},
+    "swa": preset("debug-qwen3", attention=("swa", "gqa"), options={"swa.window": 4}),
+    "kda": preset("debug-qwen3", attention=("kda", "gqa")),
+    "nsa": preset(
+        "debug-qwen3",
+        attention=("nsa",),
+        options={"nsa.block": 4, "nsa.stride": 2, "nsa.selected_block": 6, "nsa.selected": 3, "nsa.window": 5},
+    ),
+}
 EOS = VOCAB - 1
 
 
@@ -39,10 +51,10 @@ def likeliest(model, ids: list[int], tokens: int, window: int) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("window", [200, 16, 5, 1])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("window", [200, 16, 1])
 def test_memory_changes_nothing_within_a_window_and_over_its_end(name: str, window: int) -> None:
-    model = ours(preset(name))
+    model = ours(MODELS[name])
     start = [EOS, 3, 17, 99, 4, 200, 31]
     assert sample(model, start, 30, window, -1, 0.0, 1, 0) == likeliest(model, start, 30, window)
 
@@ -100,6 +112,8 @@ def test_the_store_holds_what_was_used_last(run: Path) -> None:
 def test_the_command_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.generate(run, "ab", tokens=3, temperature=0.0) == 0
     assert capsys.readouterr().out.startswith("ab")
+    with pytest.raises(UsageError, match="--top-k"):
+        generate(run, top_k=0)
     with pytest.raises(UsageError, match="expert-cache-gb"):
         generate(run, expert_cache_gb=-1.0)
     with pytest.raises(UsageError, match="holds no expert"):
@@ -112,3 +126,18 @@ def test_the_command_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytes
     with pytest.raises(DataError, match="its sha256 is not the one"):
         generate(run)
     file.write_bytes(kept)
+
+
+@pytest.mark.parametrize("capacities", [(0.25, 0.0), (0.0, 0.5)], ids=["in training", "outside it"])
+def test_experts_on_disk_have_the_capacity_of_those_in_memory(tmp_path: Path, capacities: tuple[float, float]) -> None:
+    """That of training is not theirs; that outside it is."""
+    config = preset("debug-qwen3", capacity=capacities[0], capacity_eval=capacities[1])
+    run = run_of(ours(preset("debug-qwen3")), tmp_path / "run")  # a family has no word for capacity: it is put in here
+    write_json(run / "run.json", read_json(run / "run.json") | {"model": to_mapping(config)})
+    stored, memory = load_model(run, "cpu", 10**6).model, load_model(run, "cpu").model
+    ids = torch.randint(0, VOCAB, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = memory.logits(ids)
+        torch.testing.assert_close(stored.logits(ids), wanted, atol=1e-5, rtol=1e-5)
+        dropless = ours(preset("debug-qwen3")).logits(ids)
+    assert torch.allclose(dropless, wanted, atol=1e-4) == (not capacities[1])

@@ -36,6 +36,7 @@ def generate(
     """
     from tokenizers import Tokenizer
 
+    check_range("--top-k", top_k, 1)
     if expert_cache_gb is not None:
         check_range("--expert-cache-gb", expert_cache_gb)
     trained = load_model(run, device, None if expert_cache_gb is None else int(expert_cache_gb * 1e9))

@@ -25,11 +25,7 @@ Weights = tuple[torch.Tensor, torch.Tensor]
 
 
 class ExpertStore:
-    """Experts out of a checkpoint, those used last held in memory: at most `limit` bytes at any moment.
-
-    Raises:
-        UsageError: not even one expert has room.
-    """
+    """Experts out of a checkpoint, those used last held in memory: at most `limit` bytes at any moment."""
 
     def __init__(self, weights: Mapping[str, Source], limit: int) -> None:
         self._weights, self._limit = weights, limit
@@ -38,7 +34,11 @@ class ExpertStore:
         self.hits = self.misses = self.bytes_held = self.bytes_read = 0
 
     def add(self, name: str) -> None:
-        """The experts that stand in the checkpoint under `name`."""
+        """The experts that stand in the checkpoint under `name`.
+
+        Raises:
+            UsageError: not even one of them has room.
+        """
         parts = [self._weights[f"{name}.{part}"] for part in ("gate_up_EFD", "down_EDF")]
         size = sum(part.dtype.itemsize * part.shape[1] * part.shape[2] for part in parts)
         if size > self._limit:
@@ -48,6 +48,7 @@ class ExpertStore:
         self._sizes[name] = size
 
     def get(self, name: str, expert: int, device: torch.device) -> Weights:
+        """Out of memory, or off the disk in place of what was used longest ago."""
         key = (name, expert)
         if key in self._held:
             self.hits += 1
@@ -79,7 +80,7 @@ class StoredExperts(nn.Module):
 
     def __init__(self, experts: Experts, store: ExpertStore, name: str) -> None:
         super().__init__()
-        self._layout, self._precision = experts.layout, experts.precision
+        self._layout, self._precision = experts.eval().layout, experts.precision  # eval: the capacity of generation
         self._store, self._name = store, name
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
