@@ -377,3 +377,13 @@ def test_configs_go_there_and_back() -> None:
         assert {key: back.options[key] for key in config.options if key in back.options and "rate" not in key} == {
             key: value for key, value in config.options.items() if key in back.options and "rate" not in key
         }
+
+
+def test_quantised_weights_are_refused_even_where_config_does_not_tell(tmp_path: Path) -> None:
+    folder = write_huggingface(ours(preset("debug-qwen3")), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    for kind in (torch.float8_e4m3fn, torch.int8):
+        save_file(tensors | {name: tensors[name].to(kind)}, folder / "model.safetensors")
+        with pytest.raises(DataError, match=rf"tensor '{re.escape(name)}' is of {kind}.*; write the model in bf16"):
+            huggingface.read(folder)

@@ -35,8 +35,8 @@ def to_ours(config: ModelConfig, names: _names.Names, theirs: Mapping[str, Sourc
     Layers behind the last one (multi-token prediction, arXiv 2412.19437, section 2.2) are left out.
 
     Raises:
-        DataError: a tensor that is missing, of another shape, or that this model has no place for; `where` names the
-            files.
+        DataError: a tensor that is missing, quantised, of another shape, or that this model has no place for;
+            `where` names the files.
     """
     result: dict[str, Unwritten] = {}
     used: set[str] = set()
@@ -54,6 +54,9 @@ def to_ours(config: ModelConfig, names: _names.Names, theirs: Mapping[str, Sourc
                     f"{where}: tensor {name!r} has the shape {list(theirs[name].shape)}, where config.json asks for "
                     f"{list(part_shape)}; one of the two belongs to another model"
                 )
+            if not theirs[name].dtype.is_floating_point or theirs[name].dtype.itemsize < 2:
+                coded = theirs[name].dtype
+                raise DataError(f"{where}: tensor {name!r} is of {coded}, a code for numbers; write the model in bf16")
         sources = [theirs[name] for name in wanted]
         kind = functools.reduce(torch.promote_types, [source.dtype for source in sources])
         result[ours] = Unwritten(kind, shape, functools.partial(_read, sources))
