@@ -1,5 +1,6 @@
 """Low precision: numbers, blocks and the three products against plain versions of them, faults, rounding by chance."""
 
+import dataclasses
 import itertools
 import math
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import UsageError
-from gristmill.trainer.config import TrainConfig
+from gristmill.trainer import loop, run_folder
+from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.data import Example
 from gristmill.trainer.model import precision
-from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.config import ModelConfig, ModelSection
 from gristmill.trainer.model.precision import BLOCKWISE, StochasticRounding
 from gristmill.trainer.model.precision._elements import E2M1, E4M3, TINIEST, Element
 from gristmill.trainer.model.precision._grouped import grouped_mm
@@ -360,25 +363,35 @@ def test_computing_again_gives_the_same_gradients_under_stochastic_rounding():
         assert torch.equal(plain, again)
 
 
-def test_a_resumed_run_rounds_as_one_that_was_never_stopped():
-    rounding = StochasticRounding(0, torch.device("cpu"))
-    trained = model("nvfp4", rounding)
-    optimizer = adamw.build(trained, OptimizerConfig())
-    for step in range(1, 4):
-        rounding.begin(step)
-        train_step(trained, optimizer, example(step), 2, 3e-3, 1.0)
-        if step == 2:
-            kept = {name: value.clone() for name, value in trained.state_dict().items()}
-            kept_state = {name: value.clone() for name, value in adamw.state(trained, optimizer).items()}
-    fresh = StochasticRounding(0, torch.device("cpu"))
-    resumed = model("nvfp4", fresh)
-    resumed.load_state_dict(kept)
-    optimizer = adamw.build(resumed, OptimizerConfig())
-    adamw.load_state(resumed, optimizer, kept_state, "memory")
-    fresh.begin(3)
-    train_step(resumed, optimizer, example(3), 2, 3e-3, 1.0)
-    for a, b in zip(trained.parameters(), resumed.parameters()):
-        assert torch.equal(a, b)
+def test_a_resumed_run_rounds_as_one_that_was_never_stopped(tmp_path, monkeypatch):
+    (tmp_path / "shards").mkdir()
+    shards = write_shards(tmp_path / "shards")
+    shape = ModelSection(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
+    about = TrainConfig(
+        mixture="both", data=str(shards), output=str(tmp_path / "whole"), tokens=5 * 4 * 32, checkpoint_every=2,
+        validate_tokens=0, precision="bf16", expert_precision="nvfp4", stochastic_rounding=True, model=shape,
+        batch=BatchConfig(sequence=32, sequences=4, micro=2),
+    )  # fmt: skip
+    loop.train(about)
+    stopped = dataclasses.replace(about, output=str(tmp_path / "stopped"))
+    real, calls = loop.train_step, []
+
+    def stop_at_fourth(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError("the machine is gone")
+        return real(*args)
+
+    monkeypatch.setattr(loop, "train_step", stop_at_fourth)
+    with pytest.raises(OSError):
+        loop.train(stopped)
+    loop.resume(stopped.folder)  # from its checkpoint after step 2
+    weights = [run_folder.load_model(config.folder, "cpu").model.state_dict() for config in (about, stopped)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    nearest_ones = dataclasses.replace(about, output=str(tmp_path / "nearest"), stochastic_rounding=False)
+    loop.train(nearest_ones)
+    other = run_folder.load_model(nearest_ones.folder, "cpu").model.state_dict()
+    assert not all(torch.equal(weights[0][name], other[name]) for name in other)
 
 
 def test_what_cannot_be_is_refused_with_the_mend():
