@@ -331,33 +331,33 @@ import sys
 from pathlib import Path
 from gristmill.base.errors import GristmillError
 from gristmill.trainer.exchange import import_model
-try:
-    print(import_model(sys.argv[1], Path(sys.argv[2]))["imported"]["commit"])
-except GristmillError as error:
-    print(f"refused: {error}")
+for address in sys.argv[2:]:
+    try:
+        print(import_model(address, Path(sys.argv[1]))["imported"]["commit"])
+    except GristmillError as error:
+        print(f"refused: {error}")
 """
     with Hub() as hub:
         strange = {"pytorch_model.bin": b"a pickle \0", "consolidated.safetensors": b"other \0", "code.py": b"1"}
         files = {file.name: file.read_bytes() for file in source.iterdir()}
         commit = hub.put("mill/tiny", files | strange)
+        hub.put("mill/tiny", {"config.json": b"{}"})
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
             "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": hub.token,
         }  # fmt: skip
-
-        def fetch(address: str, out: str) -> str:
-            done = subprocess.run(
-                [sys.executable, "-c", code, address, str(tmp_path / out)], env=environment, capture_output=True,
-                text=True, check=False, timeout=120,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            return done.stdout.strip()
-
-        assert fetch(f"hf://mill/tiny@{commit}", "run") == commit
-        asked = {request.path.rpartition("/")[2] for request in hub.seen(r"/resolve/")}
+        addresses = ["hf://mill/other", "hf://mill", f"hf://mill/tiny@{commit}"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "run"), *addresses], env=environment, capture_output=True,
+            text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        other, no_name, tiny = done.stdout.splitlines()
+        assert other.startswith("refused: hf://mill/other: cannot be downloaded")
+        assert no_name.startswith("refused: hf://mill: an address on the Hub is")
+        assert tiny == commit
+        asked = {request.path.rpartition("/")[2] for request in hub.seen(r"/mill/tiny/resolve/")}
         assert asked == files.keys()
-        assert fetch("hf://mill/other", "no").startswith("refused: hf://mill/other: cannot be downloaded")
-        assert fetch("hf://mill", "no").startswith("refused: hf://mill: an address on the Hub is")
     state = load_model(tmp_path / "run", "cpu").model.state_dict()
     assert torch.equal(state["embedding_VD"], ours(preset("debug-deepseek-v3")).state_dict()["embedding_VD"])
 
