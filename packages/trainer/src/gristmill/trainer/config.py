@@ -57,6 +57,8 @@ class TrainConfig:
     stochastic_rounding: bool = False
     """Gradients that enter the experts' products in fp8, mxfp8 or nvfp4 are rounded up or down by chance, right on the
     average, instead of to the nearest number."""
+    compile: bool = False
+    """Fuse what stands between the products (torch.compile): minutes before the first step, then faster ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available, else cpu."""
     threads: int = 1

@@ -138,6 +138,8 @@ def _open(config: TrainConfig, data: TrainingData, model_config: ModelConfig) ->
     model = Transformer(model_config, numbers, config.recompute)
     model.initialise(config.seed)
     model.to(device)
+    if config.compile:
+        model.compile_blocks()
     optimizer = adamw.build(model, config.optimizer)
     newest = checkpoint.latest(config.folder)
     position = checkpoint.restore(newest, model, optimizer) if newest else Position()

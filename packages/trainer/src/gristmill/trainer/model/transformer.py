@@ -92,9 +92,13 @@ class Transformer(nn.Module):
         return [block.ffn.router for block in self.blocks if isinstance(block.ffn, MixtureOfExperts)]  # pyright: ignore
 
     def compile_blocks(self) -> None:
-        """Fuse what stands between the products, block by block (torch.compile): the names of parameters stay."""
+        """Fuse what stands between the products, block by block (torch.compile): the names of parameters stay.
+
+        Each shape has code of its own: code for all shapes, made once a second one came, would round otherwise than that
+        which a resumed run begins with.
+        """
         for block in self.blocks:
-            block.compile()
+            block.compile(dynamic=False)
 
     def new_memory(self) -> Memory:
         """To be given to forward() and logits(), which extend it by the positions that they are given."""
