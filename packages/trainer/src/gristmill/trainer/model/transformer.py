@@ -94,8 +94,8 @@ class Transformer(nn.Module):
     def compile_blocks(self) -> None:
         """Fuse what stands between the products, block by block (torch.compile): the names of parameters stay.
 
-        Each shape has code of its own: code for all shapes, made once a second one came, would round otherwise than that
-        which a resumed run begins with.
+        Each shape has code of its own: code for all shapes, made when a second one comes, would round otherwise than
+        that which a resumed run begins with.
         """
         for block in self.blocks:
             block.compile(dynamic=False)
