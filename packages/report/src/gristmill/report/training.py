@@ -113,18 +113,22 @@ def _validation_curve(
 
 
 def _router(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """`load` has one row per layer that has experts; rows are of unlike length where layers' experts are (PR-MoE)."""
     if not steps:
         return None
-    load_LE = np.array(steps[-1]["router"]["load"], dtype=np.float64)
-    load_LE = load_LE / np.maximum(load_LE.sum(axis=1, keepdims=True), 1e-12)
-    even = 1.0 / load_LE.shape[1]
+    last = steps[-1]["router"]
+    load = [np.array(row, dtype=np.float64) for row in last["load"]]
+    load = [row / max(row.sum(), 1e-12) for row in load]
+    multiple = np.concatenate([row * len(row) for row in load])  # of the even share
     pick = _picked(len(steps))
     entropy = [[value for value in steps[index]["router"].get("entropy") or [] if _finite(value)] for index in pick]
     return {
         "step": steps[-1]["step"],
-        "load": load_LE.tolist(),
-        "starved": int((load_LE < DEAD_SHARE * even).sum()),
-        "most": float(load_LE.max() / even),
+        "load": [row.tolist() for row in load],
+        "starved": int((multiple < DEAD_SHARE).sum()),
+        "most": float(multiple.max()),
+        "dropped": last["dropped"] if _finite(last.get("dropped")) else None,
+        "bias_range": max((value for value in last.get("bias_range") or [] if _finite(value)), default=None),
         "entropy": {
             "tokens": [steps[index].get("tokens", steps[index]["step"]) for index in pick],
             "mean": [float(np.mean(values)) if values else None for values in entropy],

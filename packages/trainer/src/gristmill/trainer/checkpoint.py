@@ -6,9 +6,11 @@ checkpoints/step-00000200/{model.safetensors, optimizer.safetensors, state.json}
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,8 +21,11 @@ from torch import nn
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError
 from gristmill.base.files import atomic_path, read_json, replace_folder, sha256_file, write_json
+from gristmill.trainer import tensor_file
 from gristmill.trainer.optim import adamw
+from gristmill.trainer.tensor_file import Unwritten
 
+FORMAT = "gristmill.checkpoint/1"
 _FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -38,23 +43,23 @@ class Position:
 
 def save(folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> Path:
     """Write checkpoints/step-N under the run `folder`, then remove all but the newest `keep`."""
-    final = folder / "checkpoints" / f"step-{position.step:08d}"
-    temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for name, tensors in zip(_FILES, (model.state_dict(), adamw.state(model, optimizer))):
-        with atomic_path(temporary / name) as path:
-            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
-    state = {
-        "format": "gristmill.checkpoint/1",
-        **asdict(position),
-        "random_state": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"),
-        "sha256": {name: sha256_file(temporary / name) for name in _FILES},
-    }
-    write_json(temporary / "state.json", state)
-    replace_folder(temporary, final)
+    with _building(folder, position.step) as temporary:
+        for name, tensors in zip(_FILES, (model.state_dict(), adamw.state(model, optimizer))):
+            with atomic_path(temporary / name) as path:
+                save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
+        random_state = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii")
+        _write_state(temporary, position, _FILES, random_state=random_state)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    return final
+    return _folder(folder, position.step)
+
+
+def save_weights(folder: Path, position: Position, tensors: Mapping[str, Unwritten]) -> Path:
+    """Write a checkpoint of weights alone, one part at a time: to be read, not trained on."""
+    with _building(folder, position.step) as temporary:
+        tensor_file.write(temporary / _FILES[0], tensors, {})
+        _write_state(temporary, position, _FILES[:1])
+    return _folder(folder, position.step)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -65,6 +70,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def latest(folder: Path) -> Path | None:
     return (checkpoints(folder) or [None])[-1]
+
+
+def newest(folder: Path) -> Path:
+    """Raises DataError where there is none."""
+    found = latest(folder)
+    if found is None:
+        raise DataError(f"{folder}: no checkpoint yet; train further with trainer resume {folder}")
+    return found
 
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
@@ -80,10 +93,10 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     return position(checkpoint)
 
 
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The model's weights alone, verified."""
+def weights_file(checkpoint: Path) -> Path:
+    """The safetensors file of the model's weights, verified."""
     _verified(checkpoint, _FILES[:1])
-    return load_file(checkpoint / _FILES[0])
+    return checkpoint / _FILES[0]
 
 
 def position(checkpoint: Path) -> Position:
@@ -92,9 +105,28 @@ def position(checkpoint: Path) -> Position:
     return from_mapping(Position, fields, str(checkpoint / "state.json"))
 
 
+@contextlib.contextmanager
+def _building(folder: Path, step: int) -> Iterator[Path]:
+    """A folder beside the step's checkpoint that takes its place when the block ends."""
+    final = _folder(folder, step)
+    temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    yield temporary
+    replace_folder(temporary, final)
+
+
+def _write_state(folder: Path, position: Position, files: tuple[str, ...], **more: str) -> None:
+    hashes = {name: sha256_file(folder / name) for name in files}
+    write_json(folder / "state.json", {"format": FORMAT, **asdict(position), **more, "sha256": hashes})
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 def _verified(checkpoint: Path, names: tuple[str, ...]) -> dict:
     state = read_json(checkpoint / "state.json")
-    if state.get("format") != "gristmill.checkpoint/1":
+    if state.get("format") != FORMAT:
         raise DataError(f"{checkpoint / 'state.json'}: format {state.get('format')!r} is not known to this version")
     for name in names:
         path = checkpoint / name

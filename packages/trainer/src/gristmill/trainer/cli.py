@@ -1,10 +1,11 @@
-"""The `trainer` command: run, resume, evaluate, compare, generate, export.
+"""The `trainer` command: run, resume, evaluate, compare, generate, params, import, export.
 
 Nothing heavy is imported before a command runs, so that --help is quick.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import logging
@@ -16,6 +17,7 @@ import tyro.conf
 
 from gristmill.base import cli
 from gristmill.trainer.config import TrainConfig
+from gristmill.trainer.model.config import ModelOverrides, ModelSection, resolve
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -122,12 +124,14 @@ def generate(
     seed: int = 0,
     tokenizer: str = "",
     device: Device = "auto",
+    expert_cache_gb: float | None = None,
 ) -> int:
     """Write text with a run's newest checkpoint.
 
     Examples:
         trainer generate training/filtered --prompt "The river"
         trainer generate training/filtered --tokens 200 --temperature 0
+        trainer generate runs/moonlight --prompt "The river" --expert-cache-gb 4
 
     Args:
         run: the run's folder.
@@ -138,34 +142,94 @@ def generate(
         seed: of the draws.
         tokenizer: tokenizer.json; the run's own, if not given.
         device: auto is cuda where available, else cpu.
+        expert_cache_gb: leave experts on disk, hold so many gigabytes of those used last, and tell the hit rate; all
+            are in memory, if not given.
     """
     from gristmill.trainer.generate import generate as write
 
-    print(write(run, prompt, tokens, temperature, top_k, seed, tokenizer, device))
+    print(write(run, prompt, tokens, temperature, top_k, seed, tokenizer, device, expert_cache_gb))
+    return 0
+
+
+def params(
+    preset: Annotated[str, tyro.conf.Positional],
+    model: ModelOverrides = ModelOverrides(),  # noqa: B008 - frozen, and tyro reads the default
+    sequence: int = 4096,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> int:
+    """Count a preset's weights, by part, and the arithmetic of training on a token.
+
+    Examples:
+        trainer params mixtral-8x7b
+        trainer params small --model.vocab 16384 --model.experts 32 --sequence 2048 --json
+
+    Args:
+        preset: a preset's name.
+        model: fields that differ from the preset's.
+        sequence: tokens in a window, for what attention costs.
+        as_json: print JSON instead of a table.
+    """
+    from gristmill.trainer.model.counts import count, table
+
+    chosen = resolve(ModelSection(preset, **dataclasses.asdict(model)))
+    counts = count(chosen)
+    if as_json:
+        print(json.dumps(counts.to_json(sequence), indent=2))
+    else:
+        print(table(counts, sequence))
+    return 0
+
+
+def import_(
+    model: Annotated[str, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional], sequence: int = 0
+) -> int:
+    """Make a run's folder of a Hugging Face model (Qwen3-MoE, Mixtral, DeepSeek-V3, dots1), to generate from or export.
+
+    Weights travel one tensor at a time: a model of any size needs little memory.
+
+    Examples:
+        trainer import downloads/Moonlight-16B-A3B runs/moonlight
+        trainer import hf://org/name@revision runs/name --sequence 2048
+
+    Args:
+        model: a folder, or hf://org/name or hf://org/name@revision.
+        out: the run's folder, which is not there yet.
+        sequence: tokens in a window for evaluate and generate; 0 is the model's own longest, at most 4096.
+    """
+    from gristmill.trainer.exchange import import_model
+
+    record = import_model(model, out, sequence)
+    print(f"{out}: {record['imported']['model_type']}, {record['parameters']:,} parameters")
     return 0
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional], tokenizer: str = ""
+    run: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    tokenizer: str = "",
+    shard_gb: float = 5.0,
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
 ) -> int:
-    """Write a run's newest checkpoint as a Hugging Face Qwen3MoE folder, which transformers and vLLM load.
+    """Write a run's newest checkpoint as a Hugging Face folder, which transformers and vLLM load.
+
+    It becomes what it is like, Qwen3-MoE, Mixtral, DeepSeek-V3 or dots1, with the tokenizer's files and a card.
 
     Examples:
         trainer export training/filtered exports/filtered
-        trainer export training/filtered exports/filtered --tokenizer tokenizer.json
+        trainer export training/filtered exports/filtered --tokenizer tokenizer.json --dtype bfloat16
 
     Args:
         run: the run's folder.
-        out: the folder to write.
+        out: the folder to write, which is not there yet.
         tokenizer: tokenizer.json to put beside the weights; the run's own, if not given.
+        shard_gb: gigabytes of one file of weights, at most.
+        dtype: number format of the weights; stored is the checkpoint's own.
     """
-    from gristmill.trainer.model import huggingface
-    from gristmill.trainer.run_folder import load_model
+    import torch
 
-    trained = load_model(run, "cpu")
-    file = Path(tokenizer) if tokenizer else trained.tokenizer
-    weights = trained.model.state_dict()
-    huggingface.export(trained.model.config, weights, out, sequence=trained.sequence, eos=trained.eos, tokenizer=file)
+    from gristmill.trainer.exchange import export_run
+
+    export_run(run, out, tokenizer, shard_gb, None if dtype == "stored" else getattr(torch, dtype))
     print(out)
     return 0
 
@@ -177,8 +241,9 @@ def _outcome(record: dict, output: str) -> str:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="trainer: %(message)s", stream=sys.stderr)
     commands: dict[str, cli.Command] = {"run": run}
-    for function in (resume, evaluate, compare, generate, export):
-        commands[function.__name__] = cli.typed(function, f"trainer {function.__name__}")
+    for function in (resume, evaluate, compare, generate, params, import_, export):
+        name = function.__name__.rstrip("_")  # import is a word of Python's
+        commands[name] = cli.typed(function, f"trainer {name}")
     cli.main("trainer", commands, "Small mixture-of-experts models, trained from published shards, exactly resumable.")
 
 

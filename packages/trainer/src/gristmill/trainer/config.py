@@ -52,6 +52,13 @@ class TrainConfig:
     """Read of each source only as much as repeats as often as in the mixture's target_tokens: for small proxy runs."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products; weights and optimiser state stay in fp32."""
+    expert_precision: Literal["", "fp32", "bf16", "fp8", "mxfp8", "nvfp4"] = ""
+    """Of the experts' products alone, forward and backward; "": as all others."""
+    stochastic_rounding: bool = False
+    """Gradients that enter the experts' products in fp8, mxfp8 or nvfp4 are rounded up or down by chance, right on the
+    average, instead of to the nearest number."""
+    compile: bool = False
+    """Fuse what stands between the products (torch.compile): minutes before the first step, then faster ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available, else cpu."""
     threads: int = 1
@@ -96,6 +103,10 @@ class TrainConfig:
                 raise UsageError(f"batch.{name} must be at least 1 (got {getattr(self.batch, name)})")
         if self.tokens < self.batch.tokens:
             raise UsageError(f"tokens ({self.tokens}) is less than one step's batch ({self.batch.tokens} tokens)")
+        if self.stochastic_rounding and self.expert_precision not in ("fp8", "mxfp8", "nvfp4"):
+            raise UsageError(
+                "stochastic_rounding is of --expert-precision fp8, mxfp8 or nvfp4; set one, or leave it out"
+            )
 
     @property
     def steps(self) -> int:

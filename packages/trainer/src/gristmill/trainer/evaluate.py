@@ -18,7 +18,7 @@ from gristmill.base.errors import DataError
 from gristmill.base.files import atomic_path, write_json
 from gristmill.shards.reader import Dataset, open_dataset
 from gristmill.trainer.data import Document, find_tokenizer, held_out
-from gristmill.trainer.model.attention.segments import from_starts
+from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.run_folder import load_model
 
@@ -53,7 +53,7 @@ def evaluate(
     require_same_tokenizer(trained.run, dataset, data)
     file = find_tokenizer(tokenizer, dataset) or trained.tokenizer
     documents = held_out(dataset, split, tokens, file)
-    nll = score(trained.model, documents, trained.sequence, trained.eos)
+    nll = score(trained.model, documents, trained.sequence, trained.bos)
     summary = {
         "format": "gristmill.evaluation/1",
         "split": split,
@@ -71,6 +71,8 @@ def evaluate(
 
 def score(model: Transformer, documents: Sequence[Document], sequence: int, eos: int) -> np.ndarray:
     """Negative log-likelihood of each document in nats, summed over its tokens: float64 [documents]."""
+    was_training = model.training
+    model.eval()  # experts have another capacity outside training, and those that choose tokens there no longer do
     total = np.zeros(len(documents))
     device = model.embedding_VD.device
     for rows in _pack(documents, sequence, eos):
@@ -78,6 +80,7 @@ def score(model: Transformer, documents: Sequence[Document], sequence: int, eos:
         nll_BS = model.token_nll(inputs, targets, from_starts(starts)).cpu().double().numpy()
         real = rows.document_BS >= 0
         total += np.bincount(rows.document_BS[real], weights=nll_BS[real], minlength=len(documents))
+    model.train(was_training)
     return total
 
 

@@ -1,14 +1,21 @@
-"""Text from a checkpoint, one token at a time. Plain: the window is read anew for every token (no key-value cache)."""
+"""Text from a checkpoint, one token at a time: what was read once is remembered, until the window is full.
+
+A full window begins anew with its later half, which is read again: positions then start at 0, as in training.
+"""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
+from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.run_folder import load_model
+
+log = logging.getLogger("gristmill.trainer")
 
 
 def generate(
@@ -20,20 +27,27 @@ def generate(
     seed: int = 0,
     tokenizer: str = "",
     device: str = "auto",
+    expert_cache_gb: float | None = None,
 ) -> str:
-    """Continue `prompt` by up to `tokens` tokens, or until the document ends. Answers prompt and continuation."""
+    """Continue `prompt` by up to `tokens` tokens, or until the document ends. Answers prompt and continuation.
+
+    Args:
+        expert_cache_gb: leave experts on disk, and hold so many gigabytes of those that were used last.
+    """
     from tokenizers import Tokenizer
 
-    trained = load_model(run, device)
+    check_range("--top-k", top_k, 1)
+    if expert_cache_gb is not None:
+        check_range("--expert-cache-gb", expert_cache_gb)
+    trained = load_model(run, device, None if expert_cache_gb is None else int(expert_cache_gb * 1e9))
     file = Path(tokenizer) if tokenizer else trained.tokenizer
     if file is None or not file.is_file():
         raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
     text = Tokenizer.from_file(str(file))
-    start = [
-        trained.eos,
-        *text.encode(prompt, add_special_tokens=False).ids,
-    ]  # EOS stands before a document's first token
+    start = [trained.bos, *text.encode(prompt, add_special_tokens=False).ids]
     ids = sample(trained.model, start, tokens, trained.sequence, trained.eos, temperature, top_k, seed)
+    if trained.experts is not None:
+        log.info(trained.experts.summary())
     return text.decode(ids[1:], skip_special_tokens=True)
 
 
@@ -44,9 +58,14 @@ def sample(
     """`ids` and up to `tokens` more, drawn from the `top_k` likeliest; temperature 0 takes the likeliest each time."""
     generator = torch.Generator().manual_seed(seed)
     ids = list(ids)
+    memory, begun, read = model.new_memory(), 0, 0  # what is remembered are the ids from `begun` up to `read`
     for _ in range(tokens):
-        seen = torch.tensor([ids[-window:]], device=model.embedding_VD.device)
-        logits_V = model.logits(seen)[0, -1].float().cpu()
+        if (start := window_start(len(ids), window)) != begun:
+            memory, begun, read = model.new_memory(), start, start
+        new_1S = torch.tensor([ids[read:]], device=model.embedding_VD.device)
+        x_1SD, _ = model(new_1S, memory=memory, past=read - begun)
+        read = len(ids)
+        logits_V = model.precision.linear(x_1SD[0, -1:], model.output_VD)[0].float().cpu()
         if temperature <= 0:
             ids.append(int(logits_V.argmax()))
         else:
@@ -56,3 +75,10 @@ def sample(
         if ids[-1] == eos:
             break
     return ids
+
+
+def window_start(length: int, window: int) -> int:
+    """The first of `length` tokens that the model sees: it sees at most `window`, and lets go of half a window at a
+    time."""
+    half = max(window // 2, 1)
+    return max(-(-(length - window) // half) * half, 0)

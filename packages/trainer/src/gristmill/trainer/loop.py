@@ -32,6 +32,7 @@ from gristmill.trainer.config import TrainConfig, differences
 from gristmill.trainer.data import Document, TrainingData, held_out, open_training, to_example
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, resolve
+from gristmill.trainer.model.counts import count
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import adamw
 from gristmill.trainer.optim.schedule import learning_rate
@@ -52,6 +53,7 @@ class _Run:
     model: Transformer
     optimizer: torch.optim.Optimizer
     position: Position
+    rounding: precision.StochasticRounding | None = None
     held_out: list[Document] = field(default_factory=list)
 
     @property
@@ -131,13 +133,17 @@ def _open(config: TrainConfig, data: TrainingData, model_config: ModelConfig) ->
         shutil.rmtree(leftover)
     if data.tokenizer is not None:
         shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
-    model = Transformer(model_config, precision.build(config.precision), config.recompute)
+    rounding = precision.StochasticRounding(config.seed, device) if config.stochastic_rounding else None
+    numbers = precision.build(config.precision, config.expert_precision, rounding)
+    model = Transformer(model_config, numbers, config.recompute)
     model.initialise(config.seed)
     model.to(device)
+    if config.compile:
+        model.compile_blocks()
     optimizer = adamw.build(model, config.optimizer)
     newest = checkpoint.latest(config.folder)
     position = checkpoint.restore(newest, model, optimizer) if newest else Position()
-    run = _Run(config, data, _record(config, data, model_config, device), model, optimizer, position)
+    run = _Run(config, data, _record(config, data, model_config, device), model, optimizer, position, rounding)
     if config.validate_tokens:
         sources = [source.name for source in data.plan.sources]
         run.held_out = held_out(data.dataset, "valid", config.validate_tokens, data.tokenizer, sources)
@@ -150,9 +156,10 @@ def _open(config: TrainConfig, data: TrainingData, model_config: ModelConfig) ->
 
 def _announce(config: TrainConfig, model: ModelConfig, device: torch.device) -> None:
     why = "given" if config.device != "auto" else "cuda is available" if device.type == "cuda" else "no cuda here"
-    flops = model.flops_per_token(config.batch.sequence) / 1e6
+    counts = count(model)
+    flops = counts.flops_per_token(config.batch.sequence) / 1e6
     log.info(
-        f"{config.model.preset}: {model.parameters:,} parameters, {model.active_parameters:,} active, "
+        f"{config.model.preset}: {counts.total:,} parameters, {counts.active:,} active, "
         f"{flops:.1f} MFLOP/token; {device.type} ({why}), {config.threads} thread(s), {config.precision}; "
         f"{config.steps:,} steps of {config.batch.tokens:,} tokens"
     )
@@ -176,6 +183,8 @@ def _run_steps(run: _Run, stopped: list[int]) -> None:
             example = to_example(next(source), device)
             micro = max(config.batch.micro * config.batch.sequence // example.inputs_BS.shape[1], 1)
             rate = learning_rate(config.optimizer, step, config.steps)
+            if run.rounding is not None:
+                run.rounding.begin(step)
             result = train_step(run.model, run.optimizer, example, micro, rate, config.optimizer.clip)
             now = time.perf_counter()
             if not (math.isfinite(result.nll) and math.isfinite(result.grad_norm)):
@@ -228,7 +237,7 @@ def _log_step(events: EventLog, position: Position, result: StepResult, rate: fl
         grad_norm=result.grad_norm,
         tokens_per_second=round(tokens_per_second, 1),
         time=round(time.time(), 3),
-        router={"load": result.load_LE, "entropy": result.entropy_L, "aux_loss": result.balance, "z_loss": result.z},
+        router=result.router and result.router._asdict(),
     )
 
 
@@ -243,7 +252,7 @@ def _diverged(run: _Run, step: int, result: StepResult) -> str:
 
 
 def _record(config: TrainConfig, data: TrainingData, model: ModelConfig, device: torch.device) -> dict[str, Any]:
-    manifest, plan = data.dataset.manifest, data.plan
+    manifest, plan, counts = data.dataset.manifest, data.plan, count(model)
     tokenizer = data.dataset.tokenizer
     return {
         "format": FORMAT,
@@ -253,9 +262,9 @@ def _record(config: TrainConfig, data: TrainingData, model: ModelConfig, device:
         "plan": plan.record(),
         "data": {"content_id": manifest.content_id, "mixture": plan.mixture, "sources": plan.summary()},
         "tokenizer": {name: getattr(tokenizer, name) for name in ("name", "sha256", "vocab_size", "eos_id")},
-        "parameters": model.parameters,
-        "active_parameters": model.active_parameters,
-        "flops_per_token": model.flops_per_token(config.batch.sequence),
+        "parameters": counts.total,
+        "active_parameters": counts.active,
+        "flops_per_token": counts.flops_per_token(config.batch.sequence),
         "seed": config.seed,
         "device": device.type,
         "versions": {name: version(name) for name in ("torch", "numpy", "gristmill-trainer", "gristmill-shards")},

@@ -1,24 +1,28 @@
-"""A training run's folder, as written by the loop and read by evaluate, compare, generate and export.
+"""A training run's folder, as written by the loop or `trainer import`, and read by all other commands.
 
 run.json says what it is and how far it came; events.jsonl what happened; checkpoints/ where it can go on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
-from gristmill.trainer import checkpoint
-from gristmill.trainer.model import precision
+from gristmill.trainer import checkpoint, tensor_file
+from gristmill.trainer.model import expert_store, precision
 from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.expert_store import ExpertStore
+from gristmill.trainer.model.moe.adapt import Coefficients
 from gristmill.trainer.model.transformer import Transformer
 
-FORMAT = "gristmill.train/1"
+FORMAT = "gristmill.train/2"
 
 
 class TrainedModel(NamedTuple):
@@ -26,8 +30,10 @@ class TrainedModel(NamedTuple):
     run: dict[str, Any]  # run.json
     step: int
     sequence: int  # tokens in a training window
+    bos: int  # stands before a document's first token; the run's own models have EOS there
     eos: int
     tokenizer: Path | None
+    experts: ExpertStore | None  # where they stay on disk
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -39,23 +45,39 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def load_model(folder: Path, device: str = "auto") -> TrainedModel:
-    """The newest checkpoint's model, its hash verified."""
+def model_config(folder: Path, run: Mapping[str, Any]) -> ModelConfig:
+    return from_mapping(ModelConfig, run["model"], str(folder / "run.json"))
+
+
+def load_model(folder: Path, device: str = "auto", expert_cache: int | None = None) -> TrainedModel:
+    """The newest checkpoint's model, its hash verified. Weights keep the number format of the file.
+
+    Args:
+        expert_cache: leave experts on disk, and hold so many bytes of those that were used last; None: all in memory.
+    """
     run = read_run(folder)
-    newest = checkpoint.latest(folder)
-    if newest is None:
-        raise DataError(f"{folder}: no checkpoint yet; train further with trainer resume {folder}")
-    config = from_mapping(ModelConfig, run["model"], str(folder / "run.json"))
-    model = Transformer(config, precision.build(run["config"]["precision"]))
-    model.load_state_dict(checkpoint.weights(newest))
-    tokenizer = folder / "tokenizer.json"
+    config = model_config(folder, run)
+    newest = checkpoint.newest(folder)
+    file = checkpoint.weights_file(newest)
+    with torch.device("meta"):  # not filled with zeros first
+        model = Transformer(config, precision.build(run["config"]["precision"], run["config"]["expert_precision"]))
+    model.coefficients = Coefficients(config)
+    store = None
+    if expert_cache is not None:
+        store = ExpertStore(tensor_file.read_file(file), expert_cache)
+        expert_store.attach(model, store)
+    with safe_open(file, framework="pt") as handle:
+        model.load_state_dict({name: handle.get_tensor(name) for name in model.state_dict()}, assign=True)
+    tokenizer, about = folder / "tokenizer.json", run["tokenizer"]
     return TrainedModel(
         model.to(pick_device(device)).eval(),
         run,
         checkpoint.position(newest).step,
         run["config"]["batch"]["sequence"],
-        run["tokenizer"]["eos_id"],
+        about.get("bos_id", about["eos_id"]),
+        about["eos_id"],
         tokenizer if tokenizer.exists() else None,
+        store,
     )
 
 

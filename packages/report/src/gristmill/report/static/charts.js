@@ -144,7 +144,7 @@ function intervalChart({ rows, xLabel, left, right, width = 880 }) {
 
 // Share of load per layer (rows) and expert (columns), as a multiple of the even share: 1 is balanced.
 function heatMap({ load, width = 440 }) {
-  const layers = load.length, experts = load[0].length;
+  const layers = load.length, experts = Math.max(...load.map((row) => row.length));
   const box = [46, 26, width - 8, 0];
   const cell = (box[2] - box[0]) / experts;
   const tall = clamp(cell, 14, 22);
@@ -155,12 +155,12 @@ function heatMap({ load, width = 440 }) {
     load.map((row, layer) => [
       s("text", { class: "tick", x: box[0] - 6, y: box[1] + tall * (layer + 0.5) + 4, "text-anchor": "end" }, String(layer)),
       row.map((share, expert) => {
-        const multiple = share * experts;
+        const multiple = share * row.length;
         return s("rect", { class: "heat", fill: heat(multiple), x: box[0] + cell * expert, y: box[1] + tall * layer, width: cell - Math.min(cell * 0.08, 1), height: tall - 1 },
           tip(`layer ${layer}, expert ${expert}: ${percent(share)} of tokens, ${decimal(multiple, 3)} × the even share`));
       }),
     ]),
-    load[0].map((_, expert) => expert % every === 0 &&
+    Array.from({ length: experts }, (_, expert) => expert % every === 0 &&
       s("text", { class: "tick", x: box[0] + cell * (expert + 0.5), y: box[1] + tall * layers + 14, "text-anchor": "middle" }, String(expert))),
     s("text", { class: "label", x: (box[0] + box[2]) / 2, y: box[1] + tall * layers + 32, "text-anchor": "middle" }, "expert"));
 }

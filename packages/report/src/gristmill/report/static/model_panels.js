@@ -122,23 +122,29 @@ function panelTraining(data) {
       h("h3", {}, "Routers"),
       heatLegend(),
       h("div", { class: "columns" }, runs.filter((run) => run.router).map((run) => figure(
-        `Run ${run.name}, step ${count(run.router.step)}: the busiest expert has ${decimal(run.router.most, 3)} × its even share; ${run.router.starved ? `${count(run.router.starved)} ${run.router.starved === 1 ? "starves" : "starve"} (under a tenth of it)` : "none starves"}.`,
+        `Run ${run.name}, step ${count(run.router.step)}: the busiest expert has ${decimal(run.router.most, 3)} × its even share; ${run.router.starved ? `${count(run.router.starved)} ${run.router.starved === 1 ? "starves" : "starve"} (under a tenth of it)` : "none starves"}.${routerNotes(run.router)}`,
         heatMap({ load: run.router.load })))),
       entropyFigure(runs.filter((run) => run.router && run.router.entropy.mean.some(known))),
     ],
   ];
 }
 
+function routerNotes(router) {
+  const dropped = known(router.dropped) && router.dropped > 0 ? ` ${percent(router.dropped)} of what was routed was dropped.` : "";
+  const bias = known(router.bias_range) ? ` Balancing biases span up to ${decimal(router.bias_range, 3)}.` : "";
+  return dropped + bias;
+}
+
 function entropyFigure(runs) {
   if (!runs.length) return null;
   const values = runs.flatMap((run) => run.router.entropy.low).filter(known);
   const low = Math.min(...values, 0.95);
-  return figure("Entropy of the router load, divided by that of an even load, so 1 is balanced. Strong: mean of the layers; dashed: the worst layer.",
+  return figure("Entropy of a token’s expert probabilities, divided by that of even ones: 1 is undecided, 0 certain. Strong: mean of the layers; dashed: the lowest layer.",
     legend(runs.map((run) => [run.color, run.name])),
     lineChart({ width: 880, height: 230, yRange: [Math.max(low - 0.02, 0), 1], xLabel: "tokens seen", yLabel: "normalised entropy",
       series: runs.flatMap((run) => [
         { name: `${run.name}, mean`, color: run.color, x: run.router.entropy.tokens, y: run.router.entropy.mean },
-        { name: `${run.name}, worst layer`, color: run.color, x: run.router.entropy.tokens, y: run.router.entropy.low, dashed: true },
+        { name: `${run.name}, lowest layer`, color: run.color, x: run.router.entropy.tokens, y: run.router.entropy.low, dashed: true },
       ]) }));
 }
 

@@ -1,4 +1,4 @@
-"""The two small layers that everything else is made of: a linear map that casts its own weight, and RMSNorm.
+"""The small layers that everything else is made of: a linear map that casts its own weight, RMSNorm, and SwiGLU.
 
 D width in, F width out.
 """
@@ -34,3 +34,17 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202): a dense network; gate and up are one product, the gate's rows
+    first."""
+
+    def __init__(self, width: int, hidden: int, precision: Precision) -> None:
+        super().__init__()
+        self.gate_up = Linear(width, 2 * hidden, precision)
+        self.down = Linear(hidden, width, precision)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)

@@ -9,18 +9,26 @@ import torch
 from torch import nn
 
 from gristmill.base.errors import DataError
+from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim.config import OptimizerConfig
 
 
-def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    decayed, plain = [], []
+def build(model: Transformer, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Groups carry `scale`: their learning rate over the run's. With model.base_width, matrices inside the network have
+    base_width / width, so that a rate found at one width holds at another (muP, arXiv 2203.03466, table 8, for Adam).
+    That is for models whose other widths (heads, expert_width) grow with `width`. The rest of the table: matrices begin
+    at 1 / sqrt(inputs), tables at a std that does not depend on width, and the logits have ModelConfig.output_scale.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    hidden = model.config.base_width / model.config.width if model.config.base_width else 1.0
     for name, parameter in model.named_parameters():
-        is_table = name.rsplit(".", 1)[-1] in ("embedding_VD", "head_VD")
-        (plain if parameter.ndim < 2 or is_table else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        is_matrix = parameter.ndim > 1 and name not in ("embedding_VD", "head_VD")
+        key = (config.weight_decay, hidden) if is_matrix else (0.0, 1.0)
+        groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+        [{"params": own, "weight_decay": decay, "scale": scale} for (decay, scale), own in groups.items()],
+        lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True,
+    )  # fmt: skip
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -1,22 +1,20 @@
-"""How tokens look at one another. One file per kind, all behind `build`; none may cross a document's edge."""
+"""How tokens look at one another: one file per kind. None may look across a document's edge, or ahead.
+
+A kind's file has `Options` and `Attention(config, options, precision)`, called as attention(x_BSD, context, memory):
+x_BSD are the positions that are new, context says where they stand and what they may see, and memory, where it is not
+None, is this layer's own dict of tensors from earlier calls (keys and values, or a state), which it updates.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
-from gristmill.base.config import nearest
-from gristmill.base.errors import UsageError
-from gristmill.trainer.model.attention.gqa import GroupedQueryAttention
+from gristmill.trainer.model import kinds
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.precision import Precision
 
-# A kind is built from (config, precision) and called with (x_BSD, context: attention.segments.Context) -> [B, S, D].
-KINDS: dict[str, Callable[[ModelConfig, Precision], nn.Module]] = {"gqa": GroupedQueryAttention}
 
-
-def build(config: ModelConfig, precision: Precision) -> nn.Module:
-    if config.attention not in KINDS:
-        raise UsageError(f"model.attention: no {config.attention!r}{nearest(config.attention, KINDS)}")
-    return KINDS[config.attention](config, precision)
+def build(config: ModelConfig, layer: int, precision: Precision) -> nn.Module:
+    name = config.attention[layer % len(config.attention)]
+    module = kinds.find(__name__, name, "model.attention")
+    return module.Attention(config, kinds.options(name, module.Options, config), precision)

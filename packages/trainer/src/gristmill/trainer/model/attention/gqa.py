@@ -1,49 +1,51 @@
-"""Grouped-query attention with norms on queries and keys and rotary positions, as in Qwen3.
+"""Grouped-query attention with norms on queries and keys and rotary positions, as in Qwen3 (arXiv 2505.09388).
 
-The scores are left to scaled_dot_product_attention, which takes fewer key-value heads than query heads as they are.
-B sequences, S positions, D width, H heads, G key-value heads, R half the head dimension.
+B sequences, S positions, D width, H heads, G key-value heads.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from gristmill.trainer.model.attention.segments import Context
+from gristmill.trainer.model.attention._scores import attend, mean_seen, remember
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.layers import Linear, RMSNorm
 from gristmill.trainer.model.precision import Precision
+from gristmill.trainer.model.segments import Context, rotate
 
 
-class GroupedQueryAttention(nn.Module):
-    def __init__(self, config: ModelConfig, precision: Precision) -> None:
+@dataclass(frozen=True)
+class Options:
+    qk_norm: bool = True
+    """RMSNorm on each head's queries and keys; Mixtral has none."""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, options: Options, precision: Precision, window: int = 0) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, self.theta, self.window = config.head_dim, config.rope_theta, window
         self.query = Linear(config.width, config.heads * config.head_dim, precision)
         self.key = Linear(config.width, config.kv_heads * config.head_dim, precision)
         self.value = Linear(config.width, config.kv_heads * config.head_dim, precision)
         self.output = Linear(config.heads * config.head_dim, config.width, precision)
-        self.query_norm = RMSNorm(config.head_dim, config.norm_eps)
-        self.key_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if options.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if options.qk_norm else nn.Identity()
 
-    def forward(self, x_BSD: torch.Tensor, context: Context) -> torch.Tensor:
+    def forward(
+        self, x_BSD: torch.Tensor, context: Context, memory: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
         heads = (*x_BSD.shape[:2], -1, self.head_dim)
-        q_BHSd = self.query_norm(self.query(x_BSD).view(heads)).transpose(1, 2)
-        k_BGSd = self.key_norm(self.key(x_BSD).view(heads)).transpose(1, 2)
+        tables = context.rotary(self.head_dim, self.theta)
+        q_BHSd = rotate(self.query_norm(self.query(x_BSD).view(heads)).transpose(1, 2), tables)
+        k_BGSd = rotate(self.key_norm(self.key(x_BSD).view(heads)).transpose(1, 2), tables)
         v_BGSd = self.value(x_BSD).view(heads).transpose(1, 2)
-        y_BHSd = F.scaled_dot_product_attention(
-            _rotate(q_BHSd, context),
-            _rotate(k_BGSd, context),
-            v_BGSd,
-            attn_mask=context.bias_B1SS,
-            is_causal=context.bias_B1SS is None,
-            enable_gqa=True,
-        )
+        k_BGTd, v_BGTd = remember(memory, self.window, key=k_BGSd, value=v_BGSd)
+        y_BHSd = attend(q_BHSd, k_BGTd, v_BGTd, context, self.window)
         return self.output(y_BHSd.transpose(1, 2).flatten(2))
 
-
-def _rotate(x: torch.Tensor, context: Context) -> torch.Tensor:
-    x1, x2 = x.chunk(2, dim=-1)
-    cos, sin = context.cos_B1SR, context.sin_B1SR
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    def flops(self, sequence: int) -> float:
+        """Forward FLOPs of scores and of their product with values: per token, the mean over a sequence."""
+        return 4 * self.query.weight.shape[0] * mean_seen(sequence, self.window)

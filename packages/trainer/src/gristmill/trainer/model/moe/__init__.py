@@ -6,41 +6,58 @@ a layer in the backward pass counts nothing twice. B sequences, S positions, T =
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 
 from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.layers import Linear, RMSNorm, SwiGLU
 from gristmill.trainer.model.moe import losses, router
 from gristmill.trainer.model.moe.experts import Experts
+from gristmill.trainer.model.moe.losses import RouterReport
 from gristmill.trainer.model.precision import Precision
 
-
-class RouterReport(NamedTuple):
-    """One layer's router over one batch; load and entropy carry no gradient, the two losses do."""
-
-    load_E: torch.Tensor  # share of assignments that went to each expert; sums to 1
-    entropy: torch.Tensor  # mean entropy of a token's expert probabilities / log E: 1 undecided, 0 certain
-    balance: torch.Tensor  # load-balance loss before its coefficient; 1 when even
-    z: torch.Tensor  # z-loss before its coefficient
+__all__ = ["MixtureOfExperts", "RouterReport"]
 
 
 class MixtureOfExperts(nn.Module):
-    def __init__(self, config: ModelConfig, precision: Precision) -> None:
+    """[B, S, D] -> [B, S, D] and the router's report: routed experts, shared ones and PR-MoE's residual network beside
+    them where the configuration has them, then the bungee scalar and a norm, the same."""
+
+    def __init__(self, config: ModelConfig, experts: int, precision: Precision) -> None:
         super().__init__()
-        self.router = router.build(config)
-        self.experts = Experts(config, precision)
+        self.router = router.build(config, experts)
+        self.experts = Experts(config, experts, precision)
+        hidden = config.shared_experts * config.expert_width
+        self.shared = SwiGLU(config.width, hidden, precision) if hidden else None
+        self.residual = Residual(config, precision) if config.residual else None
+        self.bungee = nn.Parameter(torch.full((), config.bungee)) if config.bungee else None
+        self.output_norm = RMSNorm(config.width, config.norm_eps) if config.output_norm else None
 
     def forward(self, x_BSD: torch.Tensor) -> tuple[torch.Tensor, RouterReport]:
         x_TD = x_BSD.flatten(0, 1)
-        routing = self.router(x_TD)
-        y_TD = self.experts(x_TD, routing.experts_TK, routing.weights_TK)
         sequences = x_BSD.shape[0]
-        report = RouterReport(
-            load_E=losses.load(routing.experts_TK, routing.probs_TE.shape[1]),
-            entropy=losses.entropy(routing.probs_TE),
-            balance=losses.load_balance(routing.probs_TE, routing.experts_TK, sequences),
-            z=losses.z(routing.logits_TE),
-        )
-        return y_TD.view_as(x_BSD), report
+        routing = self.router(x_TD, sequences)
+        y_TD, dropped = self.experts(x_TD, routing)
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(x_TD)
+        if self.residual is not None:
+            y_TD = self.residual(x_TD, y_TD)
+        if self.bungee is not None:
+            y_TD = y_TD * self.bungee.to(y_TD.dtype)
+        if self.output_norm is not None:
+            y_TD = self.output_norm(y_TD)
+        return y_TD.view_as(x_BSD), losses.report(routing, sequences, dropped)
+
+
+class Residual(nn.Module):
+    """A dense network beside the experts, and a learnt share of each per token (PR-MoE, arXiv 2201.05596, sec. 4.1; the
+    shares are DeepSpeed's `coefficient`, a softmax of two logits)."""
+
+    def __init__(self, config: ModelConfig, precision: Precision) -> None:
+        super().__init__()
+        self.network = SwiGLU(config.width, config.hidden_width, precision)
+        self.share = Linear(config.width, 2, precision)
+
+    def forward(self, x_TD: torch.Tensor, experts_TD: torch.Tensor) -> torch.Tensor:
+        share_T2 = self.share(x_TD).softmax(dim=-1)
+        return experts_TD * share_T2[:, :1] + self.network(x_TD) * share_T2[:, 1:]

@@ -1,22 +1,50 @@
 """What keeps experts evenly used, and what shows that they are.
 
-Load balance is taken per sequence and averaged, so it is linear in sequences: gradients accumulated over micro-batches
-equal those of the whole batch exactly, which a loss over the micro-batch's own load does not give.
 B sequences, S positions, T = B*S tokens, E experts, K experts per token.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+
+from gristmill.trainer.model.moe.router import Routing
+
+
+class RouterReport(NamedTuple):
+    """One layer's router over one batch; the three losses, before their coefficients, carry gradients."""
+
+    load_E: torch.Tensor  # share of assignments that went to each expert, dropped ones among them; sums to 1
+    entropy: torch.Tensor  # mean entropy of a token's expert probabilities / log E: 1 undecided, 0 certain
+    balance: torch.Tensor  # load-balance loss over the batch; 1 when even
+    sequence: torch.Tensor  # load-balance loss within sequences; 1 when even
+    z: torch.Tensor  # z-loss
+    dropped: torch.Tensor  # share of assignments beyond an expert's capacity; where experts choose, of tokens left out
+
+
+def report(routing: Routing, sequences: int, dropped: torch.Tensor) -> RouterReport:
+    probs_TE, experts_TK = routing.probs_TE, routing.experts_TK
+    if experts_TK is None:  # experts choose: the load is even whatever the router says, and needs no loss
+        E = probs_TE.shape[1]
+        even = probs_TE.new_ones(())
+        load_E, balance, sequence = probs_TE.new_full((E,), 1 / E), even, even
+    else:
+        load_E = load(experts_TK, probs_TE.shape[1])
+        balance = load_balance(probs_TE, experts_TK, 1)
+        counted_TK = experts_TK if routing.preferred_TK is None else routing.preferred_TK
+        sequence = load_balance(probs_TE, counted_TK, sequences)
+    return RouterReport(load_E, entropy(probs_TE), balance, sequence, z(routing.logits_TE), dropped)
 
 
 def load_balance(probs_TE: torch.Tensor, experts_TK: torch.Tensor, sequences: int) -> torch.Tensor:
     """E * sum over experts of (share of assignments) * (mean probability), per sequence, averaged; 1 when even.
 
-    Switch Transformer (arXiv 2101.03961, eq. 4), per sequence as in DeepSeek-V3 (arXiv 2412.19437, eq. 17). The
-    gradient reaches the router through the probabilities; the share is a count.
+    Switch Transformer (arXiv 2101.03961, eq. 4) over all tokens as one sequence; per sequence as in DeepSeek-V3 (arXiv
+    2412.19437, eq. 17 to 20), where the share is that of the k highest scores, without biases. The gradient reaches the
+    router through the probabilities; the share is a count. Per sequence it is linear in sequences, so gradients
+    accumulated over micro-batches equal those of the whole batch; over all tokens it is not.
     """
     E = probs_TE.shape[1]
     prob_BE = probs_TE.view(sequences, -1, E).mean(dim=1)
@@ -33,7 +61,9 @@ def z(logits_TE: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def load(experts_TK: torch.Tensor, experts: int) -> torch.Tensor:
     """Share of all assignments that each expert received: [E], sums to 1."""
-    return torch.bincount(experts_TK.flatten(), minlength=experts).float() / experts_TK.numel()
+    expert_A = experts_TK.flatten()
+    count_E = torch.zeros(experts, device=expert_A.device)
+    return count_E.scatter_add(0, expert_A, torch.ones_like(expert_A, dtype=count_E.dtype)) / len(expert_A)
 
 
 @torch.no_grad()

@@ -1,0 +1,165 @@
+"""Models into a run's folder and out of one: `trainer import` and `trainer export`.
+
+One idea: weights go from file to file one part at a time, so a model's size is no matter of memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gristmill.base.config import to_mapping
+from gristmill.base.errors import DataError, UsageError
+from gristmill.base.files import read_json, replace_folder, sha256_file, write_json, write_text, writing
+from gristmill.trainer import checkpoint, hub, tensor_file
+from gristmill.trainer.card import card
+from gristmill.trainer.checkpoint import Position
+from gristmill.trainer.config import BatchConfig, TrainConfig
+from gristmill.trainer.model import huggingface
+from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.counts import count
+from gristmill.trainer.run_folder import FORMAT, model_config, read_run
+
+WINDOW = 4096  # tokens that an imported model is evaluated and continued on at most, where nothing else is asked
+
+
+def import_model(place: str, out: Path, sequence: int = 0) -> dict[str, Any]:
+    """A Hugging Face folder, or hf://org/name@revision, as a run in `out` that stands at step 0; answers its run.json.
+
+    Weights keep their number format. What tokenizes lies beside them, under its own names.
+
+    Args:
+        sequence: tokens in a window for evaluation and generation; 0: the model's own longest, at most 4096.
+
+    Raises:
+        UsageError: `out` is not empty, or there is no such model.
+        DataError: a model that cannot be read, by the name of what this trainer has not.
+    """
+    _require_empty(out)
+    folder = hub.local_folder(place)
+    foreign = huggingface.read(folder)
+    window = sequence or min(foreign.values.get("max_position_embeddings", WINDOW), WINDOW)
+    full = all(tensor.dtype == torch.float32 for tensor in foreign.weights.values())
+    counts = count(foreign.config)
+    config = TrainConfig(
+        output=str(out), tokens=window, precision="fp32" if full else "bf16", batch=BatchConfig(window, 1, 1)
+    )
+    record = {
+        "format": FORMAT,
+        "status": "imported",
+        "imported": {"place": place, "commit": hub.commit(folder), "model_type": foreign.values["model_type"]},
+        "config": to_mapping(config),
+        "model": to_mapping(foreign.config),
+        "tokenizer": _tokenizer(folder, foreign.config, foreign.values),
+        "parameters": counts.total,
+        "active_parameters": counts.active,
+        "flops_per_token": counts.flops_per_token(window),
+        "versions": {name: version(name) for name in ("torch", "gristmill-trainer")},
+        "step": 0,
+        "steps": 0,
+        "tokens": 0,
+        "seconds": 0.0,
+    }
+    with _whole(out) as temporary:
+        for file in hub.tokenizer_files(folder):
+            shutil.copyfile(file, temporary / file.name)
+        checkpoint.save_weights(temporary, Position(), foreign.weights)
+        write_json(temporary / "run.json", record)
+    return record
+
+
+def export_run(
+    run: Path, out: Path, tokenizer: str = "", shard_gb: float = 5.0, dtype: torch.dtype | None = None
+) -> None:
+    """A run's newest checkpoint as a Hugging Face folder, whole or absent: weights, config, tokenizer, card.
+
+    Args:
+        tokenizer: tokenizer.json to put beside the weights; the run's own, if "".
+        shard_gb: of one file, in gigabytes at most.
+        dtype: of the weights; as they were stored, if None.
+
+    Raises:
+        UsageError: `out` is not empty, or no model of Hugging Face's is like this one.
+        DataError: the checkpoint is damaged, or there is none.
+    """
+    record = read_run(run)
+    _require_empty(out)
+    if shard_gb <= 0:
+        raise UsageError(f"--shard-gb must be positive (got {shard_gb})")
+    if tokenizer and not Path(tokenizer).is_file():
+        raise UsageError(f"--tokenizer {tokenizer}: no such file")
+    config = model_config(run, record)
+    family = huggingface.family_of(config)
+    weights = tensor_file.read_file(checkpoint.weights_file(checkpoint.newest(run)))
+    weights.pop("coefficients.factors", None)  # of the training losses
+    about, sequence = record["tokenizer"], record["config"]["batch"]["sequence"]
+    ids = {"bos_token_id": about.get("bos_id", about["eos_id"]), "eos_token_id": about["eos_id"]}
+    with _whole(out) as temporary:
+        huggingface.write(
+            config, weights, temporary, sequence=sequence, shard_bytes=int(shard_gb * 1e9), ids=ids, dtype=dtype
+        )
+        _write_tokenizer(run, temporary, tokenizer, ids, sequence)
+        text = card(config, count(config), record, family.ARCHITECTURE, sequence)
+        write_text(temporary / "README.md", text)
+
+
+def _require_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: there is something already; give another folder")
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes it when the block ends, and is removed if it fails."""
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with writing(temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            replace_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tokenizer(folder: Path, config: ModelConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says of the tokenizer. Ids of the generation's config win, as in transformers."""
+    if (folder / "generation_config.json").exists():
+        values = values | read_json(folder / "generation_config.json")
+    ends = values.get("eos_token_id")
+    eos = ends[0] if isinstance(ends, list) and ends else ends
+    if not isinstance(eos, int):
+        raise DataError(f"{folder / 'config.json'}: eos_token_id is {ends!r}; write the id that ends a document there")
+    bos = values.get("bos_token_id")
+    file = folder / "tokenizer.json"
+    return {
+        "name": folder.name,
+        "sha256": sha256_file(file) if file.exists() else "",
+        "vocab_size": config.vocab,
+        "eos_id": eos,
+        "bos_id": bos if isinstance(bos, int) else eos,
+    }
+
+
+def _write_tokenizer(run: Path, out: Path, given: str, ids: dict[str, int], sequence: int) -> None:
+    """The file that was given, or the run's own files; a tokenizer_config.json, if they have none."""
+    files = [] if given else hub.tokenizer_files(run)
+    for file in files:
+        shutil.copyfile(file, out / file.name)
+    if given:
+        shutil.copyfile(given, out / "tokenizer.json")
+    if (out / "tokenizer_config.json").exists() or not (out / "tokenizer.json").exists():
+        return
+    from tokenizers import Tokenizer
+
+    text = Tokenizer.from_file(str(out / "tokenizer.json"))
+    begins, ends = (text.id_to_token(ids[name]) for name in ("bos_token_id", "eos_token_id"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begins, "eos_token": ends}
+    write_json(out / "tokenizer_config.json", about | {"model_max_length": sequence})

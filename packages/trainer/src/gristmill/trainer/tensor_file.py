@@ -1,0 +1,145 @@
+"""safetensors files larger than memory: read one part at a time, and written as the parts come.
+
+One idea: in a file as in a stack, or in a join by rows, the bytes of the parts simply follow one another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gristmill.base.errors import DataError
+from gristmill.base.files import atomic_path, read_object
+
+_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_NAMES = {kind: name for name, kind in _TYPES.items()}
+INDEX = "model.safetensors.index.json"
+
+
+class Source(Protocol):
+    """A tensor, wherever it is."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, *index: int | slice) -> torch.Tensor:
+        """All of it, or the part at an index, in memory."""
+        ...
+
+
+class OnDisk(NamedTuple):
+    """A tensor of a safetensors file. The file is mapped only while a part of it is in use."""
+
+    file: Path
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def read(self, *index: int | slice) -> torch.Tensor:
+        with safe_open(self.file, framework="pt") as handle:
+            return handle.get_slice(self.name)[index] if index else handle.get_tensor(self.name)
+
+
+class InMemory(NamedTuple):
+    tensor: torch.Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def read(self, *index: int | slice) -> torch.Tensor:
+        return self.tensor[index] if index else self.tensor
+
+
+class Unwritten(NamedTuple):
+    """A tensor that is made as it is written: `parts` answers pieces whose bytes, one after another, are its own."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    parts: Callable[[], Iterable[torch.Tensor]]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_file(file: Path) -> dict[str, OnDisk]:
+    """What a file holds; its header alone is read.
+
+    Raises:
+        DataError: not a safetensors file, or one cut short; a number format that torch has not.
+    """
+    found: dict[str, OnDisk] = {}
+    try:
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 - the handle is no mapping
+                part = handle.get_slice(name)
+                if part.get_dtype() not in _TYPES:
+                    raise DataError(f"{file}: tensor {name!r} has the number format {part.get_dtype()}, unknown here")
+                found[name] = OnDisk(file, name, _TYPES[part.get_dtype()], tuple(part.get_shape()))
+    except SafetensorError as error:
+        raise DataError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
+    return found
+
+
+def read_folder(folder: Path) -> dict[str, OnDisk]:
+    """What model.safetensors holds, or the files that model.safetensors.index.json names.
+
+    Raises:
+        DataError: neither is there, a file is missing, or one is damaged.
+    """
+    if not (folder / INDEX).exists():
+        if not (folder / "model.safetensors").exists():
+            raise DataError(f"{folder}: no model.safetensors and no {INDEX}; only safetensors are read, never pickles")
+        return read_file(folder / "model.safetensors")
+    named = read_object(folder / INDEX, "fetch it again", weight_map=dict)["weight_map"]
+    if strange := [name for name in named.values() if not isinstance(name, str) or Path(name).name != name]:
+        raise DataError(f"{folder / INDEX}: {strange[0]!r} names no file of this folder; fetch it again")
+    files = [folder / name for name in sorted(set(named.values()))]
+    if missing := [file for file in files if not file.exists()]:
+        raise DataError(f"{missing[0]}: no such file, though {INDEX} names it; fetch the model again")
+    return {name: tensor for file in files for name, tensor in read_file(file).items()}
+
+
+def write(path: Path, tensors: Mapping[str, Unwritten], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, whole or absent, of which one part at a time is in memory.
+
+    Wider number formats come first, as in safetensors' own files: then each tensor is aligned to its elements.
+    """
+    order = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, tensor in order:
+        offsets = [at, at + tensor.size]
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offsets}
+        at += tensor.size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in order:
+            end = file.tell() + tensor.size
+            for part in tensor.parts():
+                flat = part.detach().to("cpu", tensor.dtype).contiguous().reshape(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
+            if file.tell() != end:
+                raise ValueError(f"{path}: the parts of {name} are not of its size")

@@ -1,0 +1,56 @@
+"""Comparison of two evaluated runs: planted differences are found, and no others."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from gristmill.base.errors import DataError
+from gristmill.base.files import write_json
+from gristmill.trainer import compare
+
+
+def planted(folder: Path, nll: np.ndarray, size: np.ndarray, tokens: int = 1000, sources: int = 2) -> Path:
+    folder.mkdir()
+    names = [f"s{i % sources}" for i in range(len(nll))]
+    table = {"source": names, "id": [str(i) for i in range(len(nll))], "tokens": size // 4, "bytes": size, "nll": nll}
+    parquet.write_table(pa.table(table), folder / "evaluation.parquet")
+    part = {"optimizer": {}, "batch": {}, "precision": "fp32", "seed": 0}
+    write_json(folder / "run.json", {"tokens": tokens, "model": {}, "config": part})
+    return folder
+
+
+def test_compare_finds_planted_differences_and_no_others(tmp_path):
+    generator = np.random.default_rng(0)
+    size = generator.integers(200, 2000, 400)
+    hard = size * generator.normal(0.9, 0.3, 400)  # documents differ far more than the runs do
+    a = planted(tmp_path / "a", hard, size)
+    gain = size * generator.normal(0.01, 0.02, 400)
+    better = planted(tmp_path / "better", hard - gain, size)
+    same = planted(tmp_path / "same", hard + size * generator.normal(0.0, 0.02, 400), size, tokens=2000)
+    result = compare.compare(better, a)
+    assert [row["verdict"] for row in result["sets"]] == ["better"] * 3
+    assert result["sets"][0]["difference"] == pytest.approx(-gain.sum() / size.sum() / math.log(2))
+    low, high = result["sets"][0]["ci95"]
+    assert low < result["sets"][0]["difference"] < high < 0 and result["budget_tokens"] == 1000
+    assert [row["verdict"] for row in compare.compare(a, better)["sets"]] == ["worse"] * 3
+    level = compare.compare(same, a)
+    assert [row["verdict"] for row in level["sets"]] == ["no difference"] * 3
+    assert level["budget_tokens"] is None and "budgets differ" in level["note"]
+    assert "better is better" in compare.table(result)
+
+
+def test_compare_gives_no_verdict_on_few_documents_and_refuses_different_ones(tmp_path):
+    size = np.full(10, 1000)
+    a = planted(tmp_path / "a", np.full(10, 900.0), size, sources=1)
+    b = planted(tmp_path / "b", np.full(10, 500.0), size, sources=1)
+    result = compare.compare(b, a)
+    assert [row["verdict"] for row in result["sets"]] == ["no difference"] and "too few" in result["note"]
+    c = planted(tmp_path / "c", np.full(9, 500.0), size[:9], sources=1)
+    with pytest.raises(DataError, match="different documents"):
+        compare.compare(a, c)

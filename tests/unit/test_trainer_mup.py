@@ -1,0 +1,80 @@
+"""muP: with base_width, what a few steps do to activations and logits does not grow with the width."""
+
+import pytest
+import torch
+
+from gristmill.trainer.model import precision
+from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.optim import adamw
+from gristmill.trainer.optim.config import OptimizerConfig
+
+NARROW, WIDE, STEPS = 64, 512, 6
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def build(width: int, base_width: int, seed: int = 0) -> Transformer:
+    """All widths grow together: heads of 16, one expert as wide as the stream."""
+    config = ModelConfig(
+        vocab=64, width=width, layers=2, heads=width // 16, kv_heads=width // 16, head_dim=16, experts=4, top_k=2,
+        expert_width=width, base_width=base_width,
+    )  # fmt: skip
+    model = Transformer(config, precision.build("fp32"))
+    model.initialise(seed)
+    return model
+
+
+def moved(width: int, base_width: int) -> dict[str, float]:
+    """Root mean square of the change of the last block's output and of the logits, over a few steps."""
+    model = build(width, base_width)
+    ids = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(0))
+    optimizer = adamw.build(model, OptimizerConfig())
+    kept: dict[str, torch.Tensor] = {}
+    model.blocks[-1].register_forward_hook(lambda _module, _given, out: kept.update(stream=out[0].detach()))
+
+    def look() -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            logits = model.logits(ids[:, :-1])
+        return {"stream": kept["stream"], "logits": logits}
+
+    before = look()
+    for _ in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * group["scale"]
+        loss = model.loss(ids[:, :-1], ids[:, 1:])
+        (loss.nll + loss.auxiliary).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = look()
+    return {name: float((after[name] - before[name]).square().mean().sqrt()) for name in before}
+
+
+def test_a_step_moves_activations_as_much_at_every_width():
+    """The coordinate check of arXiv 2203.03466, appendix D.1: without the rule, the wide model moves more."""
+    narrow, wide = moved(NARROW, NARROW), moved(WIDE, NARROW)
+    unscaled = moved(WIDE, 0)
+    for name in narrow:
+        assert 0.4 < wide[name] / narrow[name] < 1.6
+        assert unscaled[name] > 2 * wide[name]
+
+
+def test_rates_of_matrices_and_the_logits_scale_and_nothing_else_does():
+    model = build(256, 64)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {
+        names[id(parameter)]: group["scale"]
+        for group in adamw.build(model, OptimizerConfig()).param_groups
+        for parameter in group["params"]
+    }
+    assert len(scales) == len(names)
+    for name, scale in scales.items():
+        assert scale == (1.0 if "norm" in name or name == "embedding_VD" else 0.25), name
+    base = build(256, 0)
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(model.logits(ids), base.logits(ids) / 4)
+    at_base = adamw.build(build(64, 64), OptimizerConfig())
+    assert all(group["scale"] == 1.0 for group in at_base.param_groups)
