@@ -57,13 +57,14 @@ def transformers(config: ModelConfig, kind: str, experts: str = "grouped_mm", co
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     torch.manual_seed(0)
-    theirs: dict[str, Any] = dict(
-        vocab_size=config.vocab, hidden_size=config.width, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, head_dim=config.head_dim,
-        num_experts=config.experts, num_experts_per_tok=config.top_k, moe_intermediate_size=config.expert_width,
-        intermediate_size=config.hidden_width, norm_topk_prob=True, tie_word_embeddings=config.tie_embeddings,
-        output_router_logits=False, use_cache=False, experts_implementation=experts, attn_implementation="sdpa",
-    )  # fmt: skip
+    theirs = {
+        "vocab_size": config.vocab, "hidden_size": config.width, "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim,
+        "num_experts": config.experts, "num_experts_per_tok": config.top_k, "norm_topk_prob": True,
+        "moe_intermediate_size": config.expert_width, "intermediate_size": config.hidden_width,
+        "tie_word_embeddings": config.tie_embeddings, "output_router_logits": False, "use_cache": False,
+        "experts_implementation": experts, "attn_implementation": "sdpa",
+    }  # fmt: skip
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**theirs))
     run: Any = torch.compile(model) if compiled else model
 
