@@ -221,3 +221,9 @@ def test_helper_modules_are_no_kinds() -> None:
     with pytest.raises(UsageError, match="no kind '_scores'"):
         kinds.find("gristmill.trainer.model.attention", "_scores", "model.attention")
     assert isinstance(config("gqa"), ModelConfig)
+
+
+def test_values_of_latent_attention_may_be_wider_than_its_keys() -> None:
+    made = layer("mla", options={"mla.kv_lora": 16, "mla.nope_dim": 8, "mla.rope_dim": 4, "mla.value_dim": 16})
+    x_BSD = inputs(2, 5)
+    torch.testing.assert_close(in_pieces(made, x_BSD, [2, 3]), whole(made, x_BSD), rtol=1e-4, atol=1e-5)

@@ -181,7 +181,7 @@ def test_counts_are_those_of_the_model():
 
 def test_counts_name_every_part():
     config = dataclasses.replace(
-        ODD, router="sigmoid", shared_experts=1, residual=True, bungee=2.0, output_norm=True, dense_layers=1
+        ODD, router="sigmoid", shared_experts=1, residual=True, bungee=2.0, dense_layers=1
     )  # fmt: skip
     parts = count(config).parts
     assert set(parts) == {
@@ -223,8 +223,34 @@ def test_a_configuration_survives_json():
         ({"options": {"window": 4}}, "model.options: 'window' belongs to nothing"),
         ({"options": {"softmax.sclae": 2.0}}, "softmax: unknown key 'sclae'; did you mean 'scale'"),
         ({"options": {"softmax.scale": "much"}}, "softmax: scale: .*valid number"),
+        ({"attention": ("gqa", "gqa", "none")}, "model.attention: no kind 'none'"),  # of no layer
+        ({"router": "hash", "dense_layers": 2}, "model.router: no kind 'hash'"),
     ],
 )
 def test_unknown_names_are_refused(changes, told):
+    with pytest.raises(UsageError, match=told):
+        build(dataclasses.replace(ODD, **changes))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rope_theta": 0.0}, "model.rope_theta: 0.0 is not from 2"),
+        ({"rope_theta": NAN}, "model.rope_theta"),
+        ({"norm_eps": -1.0}, "model.norm_eps"),
+        ({"norm_eps": NAN}, "model.norm_eps"),
+        ({"embedding_scale": NAN}, "model.embedding_scale"),
+        ({"logit_scale": 0.0}, "model.logit_scale"),
+        ({"moe_every": 100}, "model.moe_every \\(100\\): none of the 2 layers"),
+        ({"bungee": 2.0, "output_norm": True}, "model.bungee: model.output_norm right after it"),
+        ({"options": {"softmax.scale": NAN}}, "scale: nan is not from 0"),
+        ({"attention": ("mla",), "options": {"mla.yarn_beta_fast": 0.0}}, "yarn_beta_fast: 0.0 is not from 1.0"),
+        ({"attention": ("mla",), "options": {"mla.yarn_mscale": NAN}}, "yarn_mscale: nan"),
+    ],
+)
+def test_numbers_that_give_no_model_are_refused(changes, told):
     with pytest.raises(UsageError, match=told):
         build(dataclasses.replace(ODD, **changes))

@@ -68,7 +68,7 @@ def test_a_layer_equals_the_plain_loop_at_any_capacity(factor, row_multiple):
         {"residual": True},
         {"bungee": 2.0},
         {"output_norm": True},
-        {"shared_experts": 1, "residual": True, "bungee": 2.0, "output_norm": True, "dense_width": 24},
+        {"shared_experts": 1, "residual": True, "bungee": 2.0, "dense_width": 24},
     ],
     ids=lambda parts: "+".join(parts),
 )
@@ -171,7 +171,7 @@ def test_experts_equal_a_loop_in_the_precisions_that_train(kind):
 @pytest.mark.parametrize("router", ["softmax", "sigmoid", "expert_choice"])
 def test_a_layer_compiles_as_one_graph(router):
     """No shape hangs on a value and nothing waits for one: torch.compile finds no place to break."""
-    config = changed(router=router, capacity=0.5, shared_experts=1, residual=True, bungee=2.0, output_norm=True)
+    config = changed(router=router, capacity=0.5, shared_experts=1, residual=True, output_norm=True)
     moe = plain_moe.layer(config, precision.build("bf16"))  # torch cannot trace grouped_mm in fp32
     torch.compiler.reset()
     compiled = torch.compile(moe, backend="aot_eager", fullgraph=True)
@@ -208,6 +208,11 @@ def test_a_layout_depends_on_shapes_alone_and_every_row_is_its_experts(row_multi
         assert (where.token_R < 13).sum() == sum(taken)  # the other rows are padding
         assert where.dropped.item() == pytest.approx(1 - sum(taken) / 26, abs=1e-6)
     assert len(lengths) == 1
+
+
+def test_one_token_fills_the_rows_of_its_own_experts_alone():
+    where = dispatch.by_token(torch.tensor([[7, 90]]), torch.tensor([[0.5, 0.5]]), 128, 32)
+    assert len(where.token_R) == 64 and where.ends_E[7] == 32 and where.ends_E[90] == 64
 
 
 def test_capacity_is_that_of_the_switch_transformer():

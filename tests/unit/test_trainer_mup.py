@@ -1,5 +1,7 @@
 """muP: with base_width, what a few steps do to activations and logits does not grow with the width."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -73,6 +75,12 @@ def test_rates_of_matrices_and_the_logits_scale_and_nothing_else_does():
     assert len(scales) == len(names)
     for name, scale in scales.items():
         assert scale == (1.0 if "norm" in name or name == "embedding_VD" else 0.25), name
+    fixed = Transformer(dataclasses.replace(model.config, attention=("kda",)), model.precision)
+    groups = adamw.build(fixed, OptimizerConfig()).param_groups
+    rates = {id(own): group["scale"] for group in groups for own in group["params"]}
+    for name, parameter in fixed.named_parameters():  # short convolutions have as many inputs at every width
+        if name.endswith("convolution_FK"):
+            assert rates[id(parameter)] == 1.0
     base = build(256, 0)
     ids = torch.arange(8)[None]
     torch.testing.assert_close(model.logits(ids), base.logits(ids) / 4)

@@ -158,6 +158,9 @@ def test_a_bias_moves_by_its_rate_against_the_error():
     torch.testing.assert_close(module.bias_E, torch.tensor([-0.01, 0.0, 0.01, 0.01]))
     module.balance(torch.tensor([0.0, 1.0, 0.0, 0.0]))  # pyright: ignore
     torch.testing.assert_close(module.bias_E, torch.tensor([0.0, -0.01, 0.02, 0.02]))
+    even = built("sigmoid", experts=6, rate=0.01)
+    even.balance(torch.full((6,), 1 / 6) * 4 / 6 + torch.full((6,), 1 / 6) * 2 / 6)  # pyright: ignore
+    assert even.bias_E.tolist() == [0.0] * 6  # pyright: ignore  # a sum over micro-batches, uneven by rounding alone
     still = built("sigmoid", experts=4, rate=0.0)
     still.balance(torch.tensor([1.0, 0.0, 0.0, 0.0]))  # pyright: ignore
     assert still.bias_E.tolist() == [0.0] * 4  # pyright: ignore
@@ -193,6 +196,11 @@ def test_experts_choose_their_best_tokens_of_each_sequence():
         rows = slice(12 * sequence, 12 * sequence + 12)
         part = module(x_TD[rows], 1)
         assert torch.equal(part.tokens_EC + 12 * sequence, routing.tokens_EC[:, 6 * sequence : 6 * sequence + 6])
+
+
+def test_experts_that_choose_take_no_more_than_their_share():
+    routing = built("expert_choice", experts=8, top_k=1)(drawn(16, 16), 1)
+    assert routing.tokens_EC.shape == (8, 2)
 
 
 def test_expert_choice_sees_ahead_in_training_and_nowhere_else():

@@ -56,7 +56,7 @@ class TrainConfig:
     """Of the experts' products alone, forward and backward; "": as all others."""
     stochastic_rounding: bool = False
     """Gradients that enter the experts' products in fp8, mxfp8 or nvfp4 are rounded up or down by chance, right on the
-    average, instead of to the nearest number."""
+    average (but for the largest values of a block in nvfp4, whose scale is rounded too), instead of to the nearest."""
     compile: bool = False
     """Fuse what stands between the products (torch.compile): minutes before the first step, then faster ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

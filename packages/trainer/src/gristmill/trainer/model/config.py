@@ -87,7 +87,7 @@ class ModelConfig:
     bungee: float = 0.0
     """Initial value of a learnt scalar on the experts' output; 0: none. 2.0 in the small-model recipe."""
     output_norm: bool = False
-    """A norm on what the feed-forward part adds to the residual stream, after the bungee scalar."""
+    """A norm on what the feed-forward part adds to the residual stream."""
     base_width: int = 0
     """Width at which the learning rate was tuned: rates of hidden matrices, and the logits, scale by base_width / width
     (muP, arXiv 2203.03466, table 8); 0: they do not."""
@@ -111,8 +111,21 @@ class ModelConfig:
             check_range(f"model.{name}", getattr(self, name))
         for name in ("balance_loss", "sequence_loss", "z_loss"):
             check_range(f"model.{name}", getattr(self, name))
+        check_range("model.rope_theta", self.rope_theta, 2)  # below, angles grow with the pair, or are not defined
+        check_range("model.norm_eps", self.norm_eps, 0, 1)
+        for name in ("embedding_scale", "logit_scale"):
+            check_range(f"model.{name}", getattr(self, name), 1e-6)
         check_range("model.moe_every", self.moe_every, 1)
         check_range("model.dense_layers", self.dense_layers, 0, self.layers)
+        if self.dense_layers < self.layers and not self.moe_layers:
+            raise UsageError(
+                f"model.moe_every ({self.moe_every}): none of the {self.layers - self.dense_layers} layers after the "
+                f"dense ones would have experts; for a dense model set model.dense_layers {self.layers}"
+            )
+        if self.bungee and self.output_norm:
+            raise UsageError(
+                "model.bungee: model.output_norm right after it takes its scale away; leave one of them out"
+            )
         if not self.attention:
             raise UsageError("model.attention is empty; name at least one kind, such as gqa")
         if self.pyramid and len(self.pyramid) != len(self.moe_layers):

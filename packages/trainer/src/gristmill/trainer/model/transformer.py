@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from gristmill.trainer.model import attention, feed_forward, head, kinds
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.layers import RMSNorm
-from gristmill.trainer.model.moe import MixtureOfExperts, RouterReport
+from gristmill.trainer.model.moe import MixtureOfExperts, RouterReport, router
 from gristmill.trainer.model.moe.adapt import Coefficients
 from gristmill.trainer.model.precision import Precision
 from gristmill.trainer.model.segments import Context, Segments, one_per_row
@@ -56,6 +56,9 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, precision: Precision, recompute: bool = False) -> None:
         super().__init__()
+        for name in config.attention:  # those that no layer has, too
+            kinds.find(attention.__name__, name, "model.attention")
+        kinds.find(router.__name__, config.router, "model.router")
         kinds.require_known_options(config, {*config.attention, config.router, "adapt"})
         self.config, self.precision, self.recompute = config, precision, recompute
         self.embedding_VD = nn.Parameter(torch.empty(config.vocab, config.width))
@@ -112,7 +115,8 @@ class Transformer(nn.Module):
         With a memory, the tokens go on from the `past` positions that it has seen.
         """
         context = Context(segments or one_per_row(tokens_BS, past), self.precision.dtype, past)
-        x_BSD = F.embedding(tokens_BS, self.embedding_VD).to(self.precision.dtype) * self.config.embedding_scale
+        x_BSD = F.embedding(tokens_BS, self.embedding_VD).to(self.precision.dtype)
+        x_BSD = _times(x_BSD, self.config.embedding_scale)
         reports = []
         for layer, block in enumerate(self.blocks):
             if self.recompute and memory is None and torch.is_grad_enabled():
@@ -121,7 +125,7 @@ class Transformer(nn.Module):
                 x_BSD, report = block(x_BSD, context, None if memory is None else memory[layer])
             if report is not None:
                 reports.append(report)
-        return self.norm(x_BSD) * self.config.output_scale, reports
+        return _times(self.norm(x_BSD), self.config.output_scale), reports
 
     def loss(
         self,
@@ -143,9 +147,9 @@ class Transformer(nn.Module):
     def adapt(self, loads: Sequence[torch.Tensor], norm: float) -> None:
         """After an optimiser step: routers that balance by a bias move it by the whole batch's load [E] of their layer,
         and coefficients that adapt do so by loads and gradient norm."""
-        for router, load_E in zip(self.routers, loads, strict=True):
-            if hasattr(router, "balance"):
-                router.balance(load_E)  # pyright: ignore[reportCallIssue]
+        for one, load_E in zip(self.routers, loads, strict=True):
+            if hasattr(one, "balance"):
+                one.balance(load_E)  # pyright: ignore[reportCallIssue]
         self.coefficients.adapt(loads, norm)
 
     @torch.no_grad()
@@ -162,3 +166,7 @@ class Transformer(nn.Module):
         """[B, S, V] in the precision's type; for tests, generation and parity, not for training."""
         x_BSD, _ = self(tokens_BS, segments, memory, past)
         return self.precision.linear(x_BSD, self.output_VD)
+
+
+def _times(x: torch.Tensor, factor: float) -> torch.Tensor:
+    return x if factor == 1.0 else x * factor

@@ -12,6 +12,8 @@ from gristmill.base.errors import DataError
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim.config import OptimizerConfig
 
+FIXED = ("convolution_FK", "place_Ld")  # matrices whose inputs do not grow with the model's width
+
 
 def build(model: Transformer, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Groups carry `scale`: their learning rate over the run's. With model.base_width, matrices inside the network have
@@ -23,7 +25,8 @@ def build(model: Transformer, config: OptimizerConfig) -> torch.optim.Optimizer:
     hidden = model.config.base_width / model.config.width if model.config.base_width else 1.0
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim > 1 and name not in ("embedding_VD", "head_VD")
-        key = (config.weight_decay, hidden) if is_matrix else (0.0, 1.0)
+        grows = name.rpartition(".")[2] not in FIXED
+        key = (config.weight_decay, hidden if grows else 1.0) if is_matrix else (0.0, 1.0)
         groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [{"params": own, "weight_decay": decay, "scale": scale} for (decay, scale), own in groups.items()],

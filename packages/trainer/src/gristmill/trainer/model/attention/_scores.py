@@ -17,7 +17,8 @@ def attend(
 ) -> torch.Tensor:  # fmt: skip
     """[B, H, S, e]. Scores are left to scaled_dot_product_attention, which takes fewer key-value heads as they are."""
     bias_B1ST = context.bias(k_BGTd.shape[2], window)
-    narrower = q_BHSd.shape[-1] - v_BGTe.shape[-1]  # fused kernels want values as wide as keys, and spare [H, S, T]
+    # Fused kernels want values as wide as keys, and spare [H, S, T].
+    narrower = max(q_BHSd.shape[-1] - v_BGTe.shape[-1], 0)
     y_BHSe = F.scaled_dot_product_attention(
         q_BHSd,
         k_BGTd,

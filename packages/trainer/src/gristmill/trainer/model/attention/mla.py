@@ -52,6 +52,10 @@ class Options:
         for name in ("kv_lora", "nope_dim", "rope_dim", "value_dim", "yarn_factor", "yarn_original"):
             check_range(name, getattr(self, name), 1)
         check_range("q_lora", self.q_lora)
+        for name in ("yarn_mscale", "yarn_mscale_all_dim"):
+            check_range(name, getattr(self, name))
+        check_range("yarn_beta_slow", self.yarn_beta_slow, 1e-3)
+        check_range("yarn_beta_fast", self.yarn_beta_fast, self.yarn_beta_slow)
         if self.rope_dim % 2:
             raise UsageError(f"rope_dim ({self.rope_dim}) must be even: rotary positions turn pairs")
 

@@ -71,9 +71,9 @@ class ExpertChoice(NamedTuple):
         return y_TD.index_add(0, self.token_R, y_RD * weight_R[:, None].to(y_RD.dtype))[:-1]
 
 
-def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
+def capacity(factor: float, tokens: int, top_k: int, experts: int, least: int = MINIMUM_CAPACITY) -> int:
     """Rows of an expert at a capacity factor (GShard, arXiv 2006.16668, section 2.2); 0, no bound, at factor 0."""
-    return max(math.ceil(factor * tokens * top_k / experts), MINIMUM_CAPACITY) if factor else 0
+    return max(math.ceil(factor * tokens * top_k / experts), least) if factor else 0
 
 
 def by_token(
@@ -96,7 +96,8 @@ def by_token(
     rank_A = torch.arange(T * K, device=expert_A.device) - (count_E.cumsum(0) - count_E)[sorted_A]
     kept_E = count_E.clamp(max=most) if most else count_E
     padded_E = (kept_E + row_multiple - 1) // row_multiple * row_multiple
-    rows = (T * K + experts * (row_multiple - 1)) // row_multiple * row_multiple  # what all together can come to
+    reached = min(experts, T * K)  # experts that can have a row at all
+    rows = (T * K + reached * (row_multiple - 1)) // row_multiple * row_multiple  # what all together can come to
     row_A = rank_A + (padded_E.cumsum(0) - padded_E)[sorted_A]
     if most:
         row_A = torch.where(rank_A < most, row_A, rows)

@@ -32,6 +32,7 @@ class TopK:
     """A token's experts come out of so many of the groups, those of the best scores."""
 
     def __post_init__(self) -> None:
+        check_range("scale", self.scale)
         check_range("groups", self.groups, 1)
         check_range("groups_kept", self.groups_kept, 1, self.groups)
 

@@ -41,7 +41,7 @@ class Router(nn.Module):
             return Routing(logits_TE, probs_TE, weights_TK, experts_TK)
         probs_BSE = probs_TE.unflatten(0, (sequences, -1))
         B, S, E = probs_BSE.shape
-        C = min(dispatch.capacity(self.capacity, S, self.top_k, E), S)
+        C = min(dispatch.capacity(self.capacity, S, self.top_k, E, least=1), S)
         weights_BCE, position_BCE = probs_BSE.topk(C, dim=1)
         token_BCE = position_BCE + torch.arange(0, B * S, S, device=x_TD.device)[:, None, None]
         tokens_EC, weights_EC = (x_BCE.permute(2, 0, 1).flatten(1) for x_BCE in (token_BCE, weights_BCE))

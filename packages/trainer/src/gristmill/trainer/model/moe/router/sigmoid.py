@@ -16,6 +16,8 @@ from gristmill.base.config import check_range
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.moe.router import Routing, _scores
 
+EVEN = 1e-5  # of the mean load: sums of shares over micro-batches round by less
+
 
 @dataclass(frozen=True)
 class Options(_scores.TopK):
@@ -53,5 +55,6 @@ class Router(nn.Module):
         )
 
     def balance(self, load_E: torch.Tensor) -> None:
-        """load_E: each expert's share of the whole batch's assignments."""
-        self.bias_E += self.options.rate * torch.sign(1 / len(load_E) - load_E)
+        """load_E: each expert's share of the whole batch's assignments. Unevenness of rounding moves nothing."""
+        short_E = 1 - load_E * len(load_E)
+        self.bias_E += self.options.rate * torch.sign(short_E) * (short_E.abs() > EVEN)
