@@ -48,7 +48,9 @@ def summarise(folder: Path) -> dict[str, Any]:
         "card": {key: card[key] for key in facts if card.get(key) is not None},
         "steps": _loss_curve(steps),
         "validation": _validation_curve(validation, steps),
-        "router": _router([event for event in steps if (event.get("router") or {}).get("load")]),
+        "router": _router(
+            [event for event in steps if (event.get("router") or {}).get("load")], card.get("moe_layers") or []
+        ),
         "evaluation": {key: value for key, value in evaluation.items() if key != "per_document"}
         if evaluation
         else None,
@@ -112,8 +114,9 @@ def _validation_curve(
     }
 
 
-def _router(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """`load` has one row per layer that has experts; rows are of unlike length where layers' experts are (PR-MoE)."""
+def _router(steps: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> dict[str, Any] | None:
+    """`load` has one row for each of `layers`, those that have experts; rows are of unlike length where layers' experts
+    are (PR-MoE)."""
     if not steps:
         return None
     last = steps[-1]["router"]
@@ -124,6 +127,7 @@ def _router(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     entropy = [[value for value in steps[index]["router"].get("entropy") or [] if _finite(value)] for index in pick]
     return {
         "step": steps[-1]["step"],
+        "layers": list(layers) if len(layers) == len(load) else list(range(len(load))),
         "load": [row.tolist() for row in load],
         "starved": int((multiple < DEAD_SHARE).sum()),
         "most": float(multiple.max()),

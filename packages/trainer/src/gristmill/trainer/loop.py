@@ -262,6 +262,7 @@ def _record(config: TrainConfig, data: TrainingData, model: ModelConfig, device:
         "plan": plan.record(),
         "data": {"content_id": manifest.content_id, "mixture": plan.mixture, "sources": plan.summary()},
         "tokenizer": {name: getattr(tokenizer, name) for name in ("name", "sha256", "vocab_size", "eos_id")},
+        "moe_layers": model.moe_layers,
         "parameters": counts.total,
         "active_parameters": counts.active,
         "flops_per_token": counts.flops_per_token(config.batch.sequence),

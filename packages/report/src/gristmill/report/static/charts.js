@@ -143,7 +143,7 @@ function intervalChart({ rows, xLabel, left, right, width = 880 }) {
 }
 
 // Share of load per layer (rows) and expert (columns), as a multiple of the even share: 1 is balanced.
-function heatMap({ load, width = 440 }) {
+function heatMap({ load, names, width = 440 }) {
   const layers = load.length, experts = Math.max(...load.map((row) => row.length));
   const box = [46, 26, width - 8, 0];
   const cell = (box[2] - box[0]) / experts;
@@ -153,11 +153,11 @@ function heatMap({ load, width = 440 }) {
   return svg(width, height, "Router load by layer and expert",
     s("text", { class: "label", x: 6, y: 16 }, "layer"),
     load.map((row, layer) => [
-      s("text", { class: "tick", x: box[0] - 6, y: box[1] + tall * (layer + 0.5) + 4, "text-anchor": "end" }, String(layer)),
+      s("text", { class: "tick", x: box[0] - 6, y: box[1] + tall * (layer + 0.5) + 4, "text-anchor": "end" }, String(names[layer])),
       row.map((share, expert) => {
         const multiple = share * row.length;
         return s("rect", { class: "heat", fill: heat(multiple), x: box[0] + cell * expert, y: box[1] + tall * layer, width: cell - Math.min(cell * 0.08, 1), height: tall - 1 },
-          tip(`layer ${layer}, expert ${expert}: ${percent(share)} of tokens, ${decimal(multiple, 3)} × the even share`));
+          tip(`layer ${names[layer]}, expert ${expert}: ${percent(share)} of tokens, ${decimal(multiple, 3)} × the even share`));
       }),
     ]),
     Array.from({ length: experts }, (_, expert) => expert % every === 0 &&

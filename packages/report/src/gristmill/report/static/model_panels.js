@@ -123,7 +123,7 @@ function panelTraining(data) {
       heatLegend(),
       h("div", { class: "columns" }, runs.filter((run) => run.router).map((run) => figure(
         `Run ${run.name}, step ${count(run.router.step)}: the busiest expert has ${decimal(run.router.most, 3)} × its even share; ${run.router.starved ? `${count(run.router.starved)} ${run.router.starved === 1 ? "starves" : "starve"} (under a tenth of it)` : "none starves"}.${routerNotes(run.router)}`,
-        heatMap({ load: run.router.load })))),
+        heatMap({ load: run.router.load, names: run.router.layers })))),
       entropyFigure(runs.filter((run) => run.router && run.router.entropy.mean.some(known))),
     ],
   ];
