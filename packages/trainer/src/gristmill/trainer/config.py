@@ -25,7 +25,8 @@ class BatchConfig:
     sequences: int = 8
     """Windows per step."""
     micro: int = 8
-    """Windows per forward and backward pass; changes memory and speed, and the result only by rounding."""
+    """Windows per forward and backward pass; changes memory and speed, and the result only by rounding, unless the
+    model has a capacity or a balance_loss: these look at one pass."""
 
     @property
     def tokens(self) -> int:
