@@ -76,6 +76,12 @@ def test_draws_are_seeded_and_end_with_the_document() -> None:
     assert stopped == drawn[0][: drawn[0].index(ending) + 1]
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-45, 1e-300, 5e-324])
+def test_a_temperature_near_0_takes_the_likeliest(temperature: float) -> None:
+    model = ours(preset("debug-qwen3"))
+    assert sample(model, [EOS], 20, 64, -1, temperature, 50, 0) == sample(model, [EOS], 20, 64, -1, 0.0, 50, 0)
+
+
 def test_experts_on_disk_give_the_same_text(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A cache for three experts of sixteen; and one for all, which reads each once."""
     whole = generate(run, "the river", tokens=40, temperature=0.0)
@@ -114,6 +120,14 @@ def test_the_command_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out.startswith("ab")
     with pytest.raises(UsageError, match="--top-k"):
         generate(run, top_k=0)
+    for temperature in (float("nan"), float("inf"), -0.5):
+        with pytest.raises(UsageError, match="--temperature"):
+            generate(run, temperature=temperature)
+    with pytest.raises(UsageError, match="--seed"):
+        generate(run, seed=2**70)
+    (tmp_path / "no.json").write_text("no tokenizer")
+    with pytest.raises(DataError, match=r"no\.json: not a tokenizer\.json"):
+        generate(run, tokenizer=str(tmp_path / "no.json"))
     with pytest.raises(UsageError, match="expert-cache-gb"):
         generate(run, expert_cache_gb=-1.0)
     with pytest.raises(UsageError, match="holds no expert"):

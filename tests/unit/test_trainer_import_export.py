@@ -24,6 +24,7 @@ from gristmill.trainer import checkpoint, cli, exchange, loop, tensor_file
 from gristmill.trainer.evaluate import score
 from gristmill.trainer.model import huggingface
 from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.huggingface import _config
 from gristmill.trainer.run_folder import load_model
 from gristmill.trainer.tensor_file import OnDisk, Unwritten
 
@@ -148,6 +149,7 @@ def test_export_in_another_number_format(source: Path, tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config = \{'quant_method': 'fp8'\}"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, r"rope_parameters = \{'rope_type': 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, r"rope_parameters\.factor = None"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, r"original_max_position_embeddings = None"),
         ({"scoring_func": "softmax", "topk_method": "greedy"}, r"scoring_func = 'softmax', topk_method = 'greedy'"),
         ({"n_shared_experts": None}, r"n_shared_experts = None"),
         ({"moe_layer_freq": 2}, r"moe_layer_freq = 2"),
@@ -172,6 +174,11 @@ def test_what_cannot_be_read_is_named(source: Path, tmp_path: Path, values: dict
     [
         ({"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, r"max_window_layers = 1"),
         ({"num_hidden_layers": 4, "mlp_only_layers": [1]}, r"mlp_only_layers = \[1\]"),
+        ({"decoder_sparse_step": 0}, r"config\.json: decoder_sparse_step is 0"),
+        ({"mlp_only_layers": 5}, r"config\.json: mlp_only_layers is 5"),
+        ({"num_experts": 0}, r"config\.json: num_experts is 0"),
+        ({"sliding_window": "5"}, r"config\.json: sliding_window is '5'"),
+        ({"num_key_value_heads": 3}, r"config\.json: a shape that this model cannot have: model\.heads"),
     ],
 )
 def test_what_qwen3_has_and_this_model_has_not(tmp_path: Path, values: dict[str, Any], told: str) -> None:
@@ -190,9 +197,15 @@ def test_files_that_are_not_whole_are_named(source: Path, tmp_path: Path) -> Non
     (cut / shard).unlink()
     with pytest.raises(DataError, match=rf"{shard}: no such file, though model\.safetensors\.index\.json names it"):
         huggingface.read(cut)
-    write_json(cut / tensor_file.INDEX, {"weight_map": {"model.norm.weight": "../outside.safetensors"}})
-    with pytest.raises(DataError, match=r"outside\.safetensors' names no file of this folder"):
+    for name in ("../outside.safetensors", "..", ".", "", 3):
+        write_json(cut / tensor_file.INDEX, {"weight_map": {"model.norm.weight": name}})
+        with pytest.raises(DataError, match=rf"index\.json: {re.escape(repr(name))} names no file of this folder"):
+            huggingface.read(cut)
+    (cut / "folder").mkdir()
+    write_json(cut / tensor_file.INDEX, {"weight_map": {"model.norm.weight": "folder"}})
+    with pytest.raises(DataError, match="folder: no such file"):
         huggingface.read(cut)
+    (cut / "folder").rmdir()
     for file in (*cut.glob("*.safetensors"), cut / tensor_file.INDEX):
         file.unlink()
     (cut / "pytest_model.bin").write_bytes(b"a pickle")
@@ -240,6 +253,24 @@ def test_what_cannot_be_written_is_named_for_each_family(values: dict[str, Any],
         huggingface.family_of(config)
 
 
+def test_what_transformers_would_run_otherwise_or_not_at_all_is_not_written() -> None:
+    """YaRN without its temperature, which it applies where either weight is 0; groups too small for their two best."""
+    both, one = {"mla.yarn_mscale": 0.0, "mla.yarn_mscale_all_dim": 0.0}, {"mla.yarn_mscale_all_dim": 0.5}
+    for options in (both, one | {"mla.yarn_mscale": 0.0}, {"mla.yarn_mscale": 0.5, "mla.yarn_mscale_all_dim": 0.0}):
+        config = preset("debug-deepseek-v3", options={"mla.yarn_factor": 4.0, **options})
+        with pytest.raises(UsageError, match=r"deepseek_v3: model\.mla\.yarn_mscale;"):
+            huggingface.family_of(config)
+    sigmoid = {"router": "sigmoid", "shared_experts": 1}
+    for experts, groups, refused in ((8, 8, True), (8, 4, False), (2, 1, False)):
+        options = {"sigmoid.groups": groups, "sigmoid.groups_kept": groups}
+        config = preset("debug-qwen3", **sigmoid, experts=experts, top_k=2, options=options)
+        if not refused:
+            assert huggingface.family_of(config).ARCHITECTURE == "Dots1ForCausalLM"
+            continue
+        with pytest.raises(UsageError, match=r"dots1: model\.sigmoid\.groups of one expert;"):
+            huggingface.family_of(config)
+
+
 def test_the_card_tells_where_a_model_is_from(source: Path, tmp_path: Path) -> None:
     record = exchange.import_model(str(source), tmp_path / "run")
     exchange.export_run(tmp_path / "run", tmp_path / "back")
@@ -267,8 +298,12 @@ def test_a_tokenizer_given_takes_the_place_of_the_runs_own(source: Path, tmp_pat
     assert tokenizer.decode(tokenizer("a river").input_ids) == "a river"
     with pytest.raises(UsageError, match=r"nowhere\.json: no such file"):
         exchange.export_run(tmp_path / "run", tmp_path / "more", "nowhere.json")
-    with pytest.raises(UsageError, match="shard-gb must be positive"):
-        exchange.export_run(tmp_path / "run", tmp_path / "more", shard_gb=0.0)
+    for size in (0.0, -1.0, float("nan"), float("inf"), 1e300):
+        with pytest.raises(UsageError, match="--shard-gb"):
+            exchange.export_run(tmp_path / "run", tmp_path / "more", shard_gb=size)
+    (tmp_path / "no.json").write_text("neither")
+    with pytest.raises(DataError, match=r"/no\.json: not a tokenizer\.json"):
+        exchange.export_run(tmp_path / "run", tmp_path / "more", str(tmp_path / "no.json"))
     assert not (tmp_path / "more").exists()
 
 
@@ -367,7 +402,7 @@ def test_configs_go_there_and_back() -> None:
     for name in ("mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "moonlight-16b-a3b", "moonlet-7b-a2b"):
         config = preset(name)
         family = huggingface.family_of(config)
-        back: ModelConfig = family.from_config(family.to_config(config, 4096))
+        back = ModelConfig(**family.from_config(_config.checked(family.to_config(config, 4096), Path("config.json"))))
         assert huggingface.family_of(back) is family
         shape = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "experts", "top_k", "expert_width")
         rest = ("attention", "router", "rope_theta", "tie_embeddings", "norm_eps", "shared_experts", "dense_layers")

@@ -120,6 +120,9 @@ def test_params_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> No
     assert (told["sequence"], told["flops_per_token"]) == (128, counts.flops_per_token(128))
     with pytest.raises(UsageError, match="did you mean 'mixtral-8x7b'"):
         command(["mixtral-8x7"])
+    for sequence in ("0", "-5"):
+        with pytest.raises(UsageError, match=rf"--sequence: {sequence} is not from 1"):
+            command(["mixtral-8x7b", "--model.layers", "2", "--sequence", sequence])
 
 
 def test_flops_by_hand() -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import tyro.conf
 
 from gristmill.base import cli
+from gristmill.base.config import check_range
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model.config import ModelOverrides, ModelSection, resolve
 
@@ -171,6 +172,7 @@ def params(
     """
     from gristmill.trainer.model.counts import count, table
 
+    check_range("--sequence", sequence, 1)
     chosen = resolve(ModelSection(preset, **dataclasses.asdict(model)))
     counts = count(chosen)
     if as_json:

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from gristmill.base.config import to_mapping
+from gristmill.base.config import check_range, to_mapping
 from gristmill.base.errors import DataError, UsageError
-from gristmill.base.files import read_json, replace_folder, sha256_file, write_json, write_text, writing
+from gristmill.base.files import read_object, replace_folder, sha256_file, write_json, write_text, writing
 from gristmill.trainer import checkpoint, hub, tensor_file
 from gristmill.trainer.card import card
 from gristmill.trainer.checkpoint import Position
@@ -42,9 +42,11 @@ def import_model(place: str, out: Path, sequence: int = 0) -> dict[str, Any]:
         UsageError: `out` is not empty, or there is no such model.
         DataError: a model that cannot be read, by the name of what this trainer has not.
     """
+    check_range("--sequence", sequence)
     _require_empty(out)
     folder = hub.local_folder(place)
     foreign = huggingface.read(folder)
+    files = hub.tokenizer_files(folder)
     window = sequence or min(foreign.values.get("max_position_embeddings", WINDOW), WINDOW)
     full = all(tensor.dtype == torch.float32 for tensor in foreign.weights.values())
     counts = count(foreign.config)
@@ -68,7 +70,7 @@ def import_model(place: str, out: Path, sequence: int = 0) -> dict[str, Any]:
         "seconds": 0.0,
     }
     with _whole(out) as temporary:
-        for file in hub.tokenizer_files(folder):
+        for file in files:
             shutil.copyfile(file, temporary / file.name)
         checkpoint.save_weights(temporary, Position(), foreign.weights)
         write_json(temporary / "run.json", record)
@@ -91,8 +93,7 @@ def export_run(
     """
     record = read_run(run)
     _require_empty(out)
-    if shard_gb <= 0:
-        raise UsageError(f"--shard-gb must be positive (got {shard_gb})")
+    check_range("--shard-gb", shard_gb, 1e-9)
     if tokenizer and not Path(tokenizer).is_file():
         raise UsageError(f"--tokenizer {tokenizer}: no such file")
     config = model_config(run, record)
@@ -102,10 +103,10 @@ def export_run(
     about, sequence = record["tokenizer"], record["config"]["batch"]["sequence"]
     ids = {"bos_token_id": about.get("bos_id", about["eos_id"]), "eos_token_id": about["eos_id"]}
     with _whole(out) as temporary:
+        _write_tokenizer(run, temporary, tokenizer, ids, sequence)
         huggingface.write(
             config, weights, temporary, sequence=sequence, shard_bytes=int(shard_gb * 1e9), ids=ids, dtype=dtype
         )
-        _write_tokenizer(run, temporary, tokenizer, ids, sequence)
         text = card(config, count(config), record, family.ARCHITECTURE, sequence)
         write_text(temporary / "README.md", text)
 
@@ -113,6 +114,8 @@ def export_run(
 def _require_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: there is something already; give another folder")
+    if out.resolve() == Path.cwd():
+        raise UsageError(f"{out}: the folder that the command runs in cannot be replaced; give the name of a new one")
 
 
 @contextlib.contextmanager
@@ -131,21 +134,35 @@ def _whole(out: Path) -> Iterator[Path]:
 
 def _tokenizer(folder: Path, config: ModelConfig, values: dict[str, Any]) -> dict[str, Any]:
     """What run.json says of the tokenizer. Ids of the generation's config win, as in transformers."""
+    ids = _ids(values, config.vocab, folder / "config.json")
     if (folder / "generation_config.json").exists():
-        values = values | read_json(folder / "generation_config.json")
-    ends = values.get("eos_token_id")
-    eos = ends[0] if isinstance(ends, list) and ends else ends
-    if not isinstance(eos, int):
-        raise DataError(f"{folder / 'config.json'}: eos_token_id is {ends!r}; write the id that ends a document there")
-    bos = values.get("bos_token_id")
+        said = read_object(folder / "generation_config.json", "fetch it again, or delete it")
+        ids |= _ids(said, config.vocab, folder / "generation_config.json")
+    if "eos_token_id" not in ids:
+        raise DataError(f"{folder / 'config.json'}: eos_token_id is None; write the id that ends a document there")
+    eos = ids["eos_token_id"]
     file = folder / "tokenizer.json"
     return {
         "name": folder.name,
         "sha256": sha256_file(file) if file.exists() else "",
         "vocab_size": config.vocab,
         "eos_id": eos,
-        "bos_id": bos if isinstance(bos, int) else eos,
+        "bos_id": ids.get("bos_token_id", eos),
     }
+
+
+def _ids(values: dict[str, Any], vocab: int, where: Path) -> dict[str, int]:
+    """Of those that begin and end a document, what a file says; the first, where it names several."""
+    found = {}
+    for name in ("bos_token_id", "eos_token_id"):
+        told = values.get(name)
+        first = told[0] if isinstance(told, list) and told else told
+        if first is None:
+            continue
+        if type(first) is not int or not 0 <= first < vocab:
+            raise DataError(f"{where}: {name} is {told!r:.60}; write a token's id there, from 0 to {vocab - 1}")
+        found[name] = first
+    return found
 
 
 def _write_tokenizer(run: Path, out: Path, given: str, ids: dict[str, int], sequence: int) -> None:
@@ -157,9 +174,7 @@ def _write_tokenizer(run: Path, out: Path, given: str, ids: dict[str, int], sequ
         shutil.copyfile(given, out / "tokenizer.json")
     if (out / "tokenizer_config.json").exists() or not (out / "tokenizer.json").exists():
         return
-    from tokenizers import Tokenizer
-
-    text = Tokenizer.from_file(str(out / "tokenizer.json"))
+    text = hub.load_tokenizer(Path(given) if given else run / "tokenizer.json")
     begins, ends = (text.id_to_token(ids[name]) for name in ("bos_token_id", "eos_token_id"))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begins, "eos_token": ends}
     write_json(out / "tokenizer_config.json", about | {"model_max_length": sequence})

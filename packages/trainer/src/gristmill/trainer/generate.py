@@ -12,6 +12,7 @@ import torch
 
 from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
+from gristmill.trainer.hub import load_tokenizer
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.run_folder import load_model
 
@@ -34,16 +35,16 @@ def generate(
     Args:
         expert_cache_gb: leave experts on disk, and hold so many gigabytes of those that were used last.
     """
-    from tokenizers import Tokenizer
-
     check_range("--top-k", top_k, 1)
+    check_range("--temperature", temperature)
+    check_range("--seed", seed, -(2**63), 2**64 - 1)
     if expert_cache_gb is not None:
         check_range("--expert-cache-gb", expert_cache_gb)
     trained = load_model(run, device, None if expert_cache_gb is None else int(expert_cache_gb * 1e9))
     file = Path(tokenizer) if tokenizer else trained.tokenizer
     if file is None or not file.is_file():
         raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
-    text = Tokenizer.from_file(str(file))
+    text = load_tokenizer(file)
     start = [trained.bos, *text.encode(prompt, add_special_tokens=False).ids]
     ids = sample(trained.model, start, tokens, trained.sequence, trained.eos, temperature, top_k, seed)
     if trained.experts is not None:
@@ -70,7 +71,9 @@ def sample(
             ids.append(int(logits_V.argmax()))
         else:
             values, chosen = logits_V.topk(min(top_k, len(logits_V)))
-            pick = torch.multinomial((values / temperature).softmax(dim=-1), 1, generator=generator)
+            # Differences in fp64: a temperature near 0 makes the others' weights 0, and nothing infinite.
+            weights = ((values.double() - values.max()) / temperature).softmax(dim=-1).float()
+            pick = torch.multinomial(weights, 1, generator=generator)
             ids.append(int(chosen[pick]))
         if ids[-1] == eos:
             break

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gristmill.base.errors import UsageError
+from gristmill.base.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
@@ -53,5 +57,28 @@ def commit(folder: Path) -> str:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """What belongs to the tokenizer, among a folder's files."""
-    return sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+    """What belongs to the tokenizer, among a folder's files.
+
+    Raises:
+        DataError: a link to a file elsewhere, which is none of the model's; those of the Hub's cache go to its blobs.
+    """
+    found = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+    inside = [folder.resolve()]
+    if commit(folder):
+        inside.append(inside[0].parents[1] / "blobs")
+    for path in found:
+        if not any(path.resolve().is_relative_to(place) for place in inside):
+            raise DataError(
+                f"{path}: a link to {path.resolve()}, outside the model's folder; put the file itself there"
+            )
+    return found
+
+
+def load_tokenizer(file: Path) -> Tokenizer:
+    """Raises DataError where it is no tokenizer's file."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 - of no narrower class
+        raise DataError(f"{file}: not a tokenizer.json ({error}); give the file that tokenizers wrote") from None

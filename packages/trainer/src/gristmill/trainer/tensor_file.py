@@ -108,16 +108,20 @@ def read_folder(folder: Path) -> dict[str, OnDisk]:
         DataError: neither is there, a file is missing, or one is damaged.
     """
     if not (folder / INDEX).exists():
-        if not (folder / "model.safetensors").exists():
+        if not (folder / "model.safetensors").is_file():
             raise DataError(f"{folder}: no model.safetensors and no {INDEX}; only safetensors are read, never pickles")
         return read_file(folder / "model.safetensors")
     named = read_object(folder / INDEX, "fetch it again", weight_map=dict)["weight_map"]
-    if strange := [name for name in named.values() if not isinstance(name, str) or Path(name).name != name]:
+    if strange := [name for name in named.values() if not _is_file_name(name)]:
         raise DataError(f"{folder / INDEX}: {strange[0]!r} names no file of this folder; fetch it again")
     files = [folder / name for name in sorted(set(named.values()))]
-    if missing := [file for file in files if not file.exists()]:
+    if missing := [file for file in files if not file.is_file()]:
         raise DataError(f"{missing[0]}: no such file, though {INDEX} names it; fetch the model again")
     return {name: tensor for file in files for name, tensor in read_file(file).items()}
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
 
 
 def write(path: Path, tensors: Mapping[str, Unwritten], metadata: Mapping[str, str]) -> None:

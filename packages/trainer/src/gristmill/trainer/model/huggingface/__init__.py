@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gristmill.base.config import nearest
+from gristmill.base.config import from_mapping, nearest
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_object, write_json
 from gristmill.trainer import tensor_file
 from gristmill.trainer.model import kinds
 from gristmill.trainer.model.config import ModelConfig
-from gristmill.trainer.model.huggingface import _weights
+from gristmill.trainer.model.huggingface import _config, _weights
 from gristmill.trainer.tensor_file import Source, Unwritten
 
 
@@ -28,7 +28,7 @@ class Foreign(NamedTuple):
 
     config: ModelConfig
     weights: dict[str, Unwritten]
-    values: dict[str, Any]  # config.json
+    values: dict[str, Any]  # config.json, without nulls
 
 
 def read(folder: Path) -> Foreign:
@@ -43,11 +43,13 @@ def read(folder: Path) -> Foreign:
     if name not in kinds.names(__name__):
         raise DataError(f"{where}: model_type: no family {name!r}{nearest(name, kinds.names(__name__))}")
     family = kinds.find(__name__, name, "model_type")
+    values = _config.checked(values, where)
     try:
         config = _config_of(family, values, where)
         weights = _weights.to_ours(config, family.NAMES, tensor_file.read_folder(folder), str(folder))
     except UsageError as error:
-        raise DataError(f"{where}: a shape that this model cannot have: {error}") from None
+        told = str(error).removeprefix(f"{where}: ")
+        raise DataError(f"{where}: a shape that this model cannot have: {told}") from None
     return Foreign(config, weights, values)
 
 
@@ -108,13 +110,13 @@ def family_of(config: ModelConfig) -> ModuleType:
 def _config_of(family: ModuleType, values: Mapping[str, Any], where: Path) -> ModelConfig:
     try:
         unlike = family.foreign(values)
-        config = None if unlike else family.from_config(values)
+        fields = None if unlike else family.from_config(values)
     except KeyError as error:
         raise DataError(f"{where}: {error.args[0]!r} is missing; fetch it again") from None
-    if config is None:
+    if fields is None:
         told = ", ".join(f"{field} = {_at(values, field)!r:.60}" for field in unlike)
         raise DataError(f"{where}: cannot be read ({told}): this model has not that")
-    return config
+    return from_mapping(ModelConfig, fields, str(where))
 
 
 def _shards(tensors: Mapping[str, Unwritten], most: int) -> list[list[str]]:

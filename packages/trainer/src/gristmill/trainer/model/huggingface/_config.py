@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from gristmill.base.errors import DataError
 from gristmill.trainer.model import attention, kinds
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.moe import router
@@ -15,6 +17,87 @@ SIGMOID = {
     "normalise": "norm_topk_prob", "scale": "routed_scaling_factor", "groups": "n_group", "groups_kept": "topk_group",
 }  # fmt: skip
 """sigmoid.X is Y."""
+
+
+class Kind(NamedTuple):
+    """What a field of config.json may be."""
+
+    told: str
+    fits: Callable[[Any], bool]
+
+
+LARGEST = 1e30  # infinity, NaN and integers that no float holds are no numbers of a model
+
+
+def _whole(least: int) -> Kind:
+    return Kind(f"a whole number from {least}", lambda value: type(value) is int and least <= value < 2**31)
+
+
+def _number(fits: Callable[[float], bool], told: str = "") -> Kind:
+    return Kind(f"a number{told}", lambda value: type(value) in (int, float) and abs(value) < LARGEST and fits(value))
+
+
+_FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+_OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+_FIELDS = {
+    **dict.fromkeys(
+        (
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+            "max_position_embeddings", "intermediate_size", "moe_intermediate_size", "num_experts_per_tok",
+            "num_experts", "num_local_experts", "n_routed_experts", "n_group", "topk_group", "decoder_sparse_step",
+            "sliding_window", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        ),
+        _whole(1),
+    ),
+    **dict.fromkeys(("first_k_dense_replace", "n_shared_experts", "q_lora_rank", "max_window_layers"), _whole(0)),
+    **dict.fromkeys(
+        ("rms_norm_eps", "aux_loss_alpha", "router_aux_loss_coef"), _number(lambda value: value >= 0, " from 0")
+    ),
+    **dict.fromkeys(("rope_theta", "routed_scaling_factor"), _number(lambda value: value > 0, " above 0")),
+    **dict.fromkeys(
+        (
+            "attention_bias", "mlp_bias", "norm_topk_prob", "rope_interleave", "tie_word_embeddings",
+            "use_sliding_window",
+        ),
+        _FLAG,
+    ),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), _OBJECT),
+    "layer_types": Kind(
+        "a list of words", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+    ),
+    "mlp_only_layers": Kind(
+        "a list of whole numbers", lambda value: isinstance(value, list) and all(type(item) is int for item in value)
+    ),
+}  # fmt: skip
+_ROPE_FIELDS = {
+    **dict.fromkeys(("rope_theta", "factor"), _number(lambda value: value > 0, " above 0")),
+    **dict.fromkeys(("beta_fast", "beta_slow"), _number(lambda value: value >= 0, " from 0")),
+    **dict.fromkeys(("mscale", "mscale_all_dim", "attention_factor"), _number(lambda _: True)),
+    "original_max_position_embeddings": _whole(1),
+    "truncate": _FLAG,
+}
+
+
+def checked(values: Values, where: Path) -> dict[str, Any]:
+    """config.json without its nulls, which say no more than a field that is absent.
+
+    Raises:
+        DataError: a field that the families read is of another type, or out of its range; says which.
+    """
+    values = _checked(values, _FIELDS, f"{where}: ")
+    for section in {"rope_parameters", "rope_scaling"} & values.keys():
+        values[section] = _checked(values[section], _ROPE_FIELDS, f"{where}: {section}.")
+    return values
+
+
+def _checked(values: Values, kinds_of: Mapping[str, Kind], where: str) -> dict[str, Any]:
+    said = {name: value for name, value in values.items() if value is not None}
+    for name, kind in kinds_of.items():
+        if name in said and not kind.fits(said[name]):
+            raise DataError(
+                f"{where}{name} is {said[name]!r:.60}, wanted {kind.told}; mend it, or fetch the file again"
+            )
+    return said
 
 
 class Rope(NamedTuple):
@@ -38,9 +121,9 @@ def foreign(values: Values, rope_kinds: tuple[str, ...] = ("default",)) -> list[
     """Fields of config.json that ask for what no family here has."""
     unlike = {
         "hidden_act": values.get("hidden_act", "silu") != "silu",
-        "attention_bias": bool(values.get("attention_bias")),
-        "mlp_bias": bool(values.get("mlp_bias")),
-        "quantization_config": values.get("quantization_config") is not None,
+        "attention_bias": values.get("attention_bias", False),
+        "mlp_bias": values.get("mlp_bias", False),
+        "quantization_config": "quantization_config" in values,
         "rope_parameters" if "rope_parameters" in values else "rope_scaling": rope(values).kind not in rope_kinds,
     }
     return [name for name, other in unlike.items() if other]
@@ -54,7 +137,7 @@ def common(values: Values) -> dict[str, Any]:
         "width": values["hidden_size"],
         "layers": values["num_hidden_layers"],
         "heads": heads,
-        "kv_heads": values.get("num_key_value_heads") or heads,
+        "kv_heads": values.get("num_key_value_heads", heads),
         "head_dim": values.get("head_dim") or values["hidden_size"] // heads,
         "top_k": values["num_experts_per_tok"],
         "tie_embeddings": values.get("tie_word_embeddings", False),
@@ -150,14 +233,14 @@ def foreign_sigmoid(values: Values) -> list[str]:
 
 def sigmoid(values: Values, normalise: bool) -> dict[str, Any]:
     """Fields of ours for such experts, the options of the router among them. normalise: where config.json is silent."""
-    options = {f"sigmoid.{ours}": values.get(theirs) or 1 for ours, theirs in SIGMOID.items() if ours != "normalise"}
+    options = {f"sigmoid.{ours}": values.get(theirs, 1) for ours, theirs in SIGMOID.items() if ours != "normalise"}
     return {
         "router": "sigmoid",
-        "options": options | {"sigmoid.normalise": bool(values.get("norm_topk_prob", normalise))},
+        "options": options | {"sigmoid.normalise": values.get("norm_topk_prob", normalise)},
         "experts": values["n_routed_experts"],
         "expert_width": values["moe_intermediate_size"],
         "shared_experts": values["n_shared_experts"],
-        "dense_layers": min(values.get("first_k_dense_replace") or 0, values["num_hidden_layers"]),
+        "dense_layers": min(values.get("first_k_dense_replace", 0), values["num_hidden_layers"]),
         "dense_width": values["intermediate_size"],
         "balance_loss": 0.0,
         "sequence_loss": values.get("aux_loss_alpha", SEQUENCE_LOSS),
@@ -171,6 +254,9 @@ def unlike_sigmoid(config: ModelConfig) -> list[str]:
         "moe_every": config.moe_every > 1,
         "shared_experts = 0": not config.shared_experts,
     }
+    # Theirs ranks every group by its two best experts, and so cannot run with groups of one.
+    if config.router == "sigmoid" and config.experts // router_options(config).groups < 2:
+        unlike["sigmoid.groups of one expert"] = True
     return [name for name, other in unlike.items() if other]
 
 

@@ -20,6 +20,7 @@ from gristmill.trainer.tensor_file import Source, Unwritten
 
 UNUSED = re.compile(r".*\.rotary_emb\.inv_freq")  # in files of old: what positions turn by, which we compute
 BLOCK = re.compile(r"model\.layers\.(\d+)\..*")
+(EMBEDDING,), (HEAD,) = _names.OUTER["embedding_VD"], _names.OUTER["head_VD"]
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -62,6 +63,9 @@ def to_ours(config: ModelConfig, names: _names.Names, theirs: Mapping[str, Sourc
         result[ours] = Unwritten(kind, shape, functools.partial(_read, sources))
         used.update(wanted)
     for name in theirs.keys() - used:
+        if name == HEAD and config.tie_embeddings:  # stored twice, as some do
+            _require_equal(theirs[name], theirs[EMBEDDING], where)
+            continue
         block = BLOCK.fullmatch(name)
         if not (UNUSED.fullmatch(name) or (block and int(block[1]) >= config.layers)):
             raise DataError(f"{where}: tensor {name!r} belongs to nothing in a model of this kind")
@@ -92,6 +96,15 @@ def to_theirs(
                 make = functools.partial(_scaled, source, index, factors.get(name, 1.0))
                 result[part.format(expert=expert)] = Unwritten(kind, (rows, *shape[1:]), make)
     return result
+
+
+def _require_equal(head: Source, embedding: Source, where: str) -> None:
+    """transformers does not tie a head that is stored beside an embedding unlike it, whatever config.json says."""
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape) or not torch.equal(head.read(), embedding.read()):
+        raise DataError(
+            f"{where}: tensor {HEAD!r} differs from {EMBEDDING!r}, where config.json ties them; write there "
+            "tie_word_embeddings: false, if both are meant"
+        )
 
 
 def _factors(config: ModelConfig, ours: Mapping[str, Source]) -> dict[str, float]:

@@ -26,26 +26,30 @@ def foreign(values: _config.Values) -> list[str]:
     _, kind, scaling = _config.rope(values)
     unlike = {
         "rope_interleave": not values.get("rope_interleave", True),
-        "rope_parameters.attention_factor": scaling.get("attention_factor") is not None,
+        "rope_parameters.attention_factor": "attention_factor" in scaling,
         "rope_parameters.factor": kind == "yarn" and not scaling.get("factor"),
         "rope_parameters.mscale": bool(scaling.get("mscale")) != bool(scaling.get("mscale_all_dim")),
+        "rope_parameters.original_max_position_embeddings": (
+            kind == "yarn" and "original_max_position_embeddings" not in scaling
+        ),
         "rope_parameters.truncate": not scaling.get("truncate", True),
     }
     own = [name for name, other in unlike.items() if other]
     return _config.foreign(values, ("default", "yarn")) + own + _config.foreign_sigmoid(values)
 
 
-def from_config(values: _config.Values) -> ModelConfig:
+def from_config(values: _config.Values) -> dict[str, Any]:
+    """Fields of ModelConfig."""
     rope = _config.rope(values)
-    options = {f"mla.{ours}": values.get(theirs) or 0 for ours, theirs in WIDTHS.items()}
+    options = {f"mla.{ours}": values.get(theirs, 0) for ours, theirs in WIDTHS.items()}
     if rope.kind == "yarn":
         options |= {f"mla.{ours}": rope.scaling[theirs] for ours, theirs in YARN.items() if rope.scaling.get(theirs)}
     about = _config.sigmoid(values, normalise=True)
     head_dim = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
     common = _config.common(values) | {"head_dim": head_dim, "kv_heads": values["num_attention_heads"]}
-    return ModelConfig(
-        **common | about | {"options": options | about["options"]}, attention=("mla",), rope_theta=rope.theta
-    )
+    return common | about | {
+        "attention": ("mla",), "options": options | about["options"], "rope_theta": rope.theta,
+    }  # fmt: skip
 
 
 def unsaid(config: ModelConfig) -> list[str]:
@@ -53,8 +57,9 @@ def unsaid(config: ModelConfig) -> list[str]:
     unlike = {"attention": set(config.attention) != {"mla"}}
     if not unlike["attention"]:
         temperature = _config.attention_options(config)
-        one_of_two = bool(temperature.yarn_mscale) != bool(temperature.yarn_mscale_all_dim)
-        unlike["mla.yarn_mscale"] = one_of_two and (temperature.yarn_mscale, temperature.yarn_mscale_all_dim) != (1, 0)
+        weights = (temperature.yarn_mscale, temperature.yarn_mscale_all_dim)
+        # Theirs reads the two together, and where one is 0 takes (1, 0).
+        unlike["mla.yarn_mscale"] = not all(weights) and weights != (1, 0)
     own = [name for name, other in unlike.items() if other]
     return _config.unsaid(config) + own + _config.unlike_sigmoid(config)
 

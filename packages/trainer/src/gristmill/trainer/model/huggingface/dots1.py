@@ -21,13 +21,13 @@ def foreign(values: _config.Values) -> list[str]:
     return _config.foreign(values) + _config.foreign_sigmoid(values) + (["layer_types"] if mixed else [])
 
 
-def from_config(values: _config.Values) -> ModelConfig:
+def from_config(values: _config.Values) -> dict[str, Any]:
+    """Fields of ModelConfig."""
     window = values["sliding_window"] if "sliding_attention" in _layer_types(values) else None
     about, attention = _config.sigmoid(values, normalise=False), _config.grouped_query(window, True)
     options = attention["options"] | about["options"]
-    return ModelConfig(
-        **_config.common(values) | attention | about | {"options": options}, rope_theta=_config.rope(values).theta
-    )
+    theta = _config.rope(values).theta
+    return _config.common(values) | attention | about | {"options": options, "rope_theta": theta}
 
 
 def unsaid(config: ModelConfig) -> list[str]:

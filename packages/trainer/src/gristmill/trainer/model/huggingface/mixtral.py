@@ -23,16 +23,16 @@ def foreign(values: _config.Values) -> list[str]:
     return _config.foreign(values)
 
 
-def from_config(values: _config.Values) -> ModelConfig:
-    return ModelConfig(
-        **_config.common(values) | _config.grouped_query(values.get("sliding_window"), False),
-        rope_theta=_config.rope(values, THETA).theta,
-        experts=values["num_local_experts"],
-        expert_width=values["intermediate_size"],
-        balance_loss=values.get("router_aux_loss_coef", 0.001),
-        sequence_loss=0.0,
-        z_loss=0.0,
-    )
+def from_config(values: _config.Values) -> dict[str, Any]:
+    """Fields of ModelConfig."""
+    return _config.common(values) | _config.grouped_query(values.get("sliding_window"), False) | {
+        "rope_theta": _config.rope(values, THETA).theta,
+        "experts": values["num_local_experts"],
+        "expert_width": values["intermediate_size"],
+        "balance_loss": values.get("router_aux_loss_coef", 0.001),
+        "sequence_loss": 0.0,
+        "z_loss": 0.0,
+    }  # fmt: skip
 
 
 def unsaid(config: ModelConfig) -> list[str]:

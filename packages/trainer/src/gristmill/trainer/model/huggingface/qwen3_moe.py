@@ -22,24 +22,25 @@ def foreign(values: _config.Values) -> list[str]:
     return _config.foreign(values) + [name for name, other in unlike.items() if other]
 
 
-def from_config(values: _config.Values) -> ModelConfig:
+def from_config(values: _config.Values) -> dict[str, Any]:
+    """Fields of ModelConfig."""
     spacing = _config.spacing(_sparse(values), values["num_hidden_layers"])
     assert spacing is not None, "foreign() refuses it"
     dense_layers, moe_every = spacing
     about = _config.grouped_query(values.get("sliding_window") if values.get("use_sliding_window") else None, True)
     normalise = {} if values.get("norm_topk_prob", False) else {"softmax.normalise": False}
-    return ModelConfig(
-        **_config.common(values) | about | {"options": about["options"] | normalise},
-        rope_theta=_config.rope(values).theta,
-        experts=values.get("num_experts") or values["num_local_experts"],
-        expert_width=values["moe_intermediate_size"],
-        dense_layers=dense_layers,
-        moe_every=moe_every,
-        dense_width=values["intermediate_size"] if dense_layers or moe_every > 1 else 0,
-        balance_loss=values.get("router_aux_loss_coef", 0.001),
-        sequence_loss=0.0,
-        z_loss=0.0,
-    )
+    return _config.common(values) | about | {
+        "options": about["options"] | normalise,
+        "rope_theta": _config.rope(values).theta,
+        "experts": values["num_experts" if "num_experts" in values else "num_local_experts"],
+        "expert_width": values["moe_intermediate_size"],
+        "dense_layers": dense_layers,
+        "moe_every": moe_every,
+        "dense_width": values["intermediate_size"] if dense_layers or moe_every > 1 else 0,
+        "balance_loss": values.get("router_aux_loss_coef", 0.001),
+        "sequence_loss": 0.0,
+        "z_loss": 0.0,
+    }  # fmt: skip
 
 
 def unsaid(config: ModelConfig) -> list[str]:
@@ -65,5 +66,5 @@ def to_config(config: ModelConfig, sequence: int) -> dict[str, Any]:
 
 def _sparse(values: _config.Values) -> list[int]:
     """The layers that have experts."""
-    step, dense = values.get("decoder_sparse_step", 1), values.get("mlp_only_layers") or []
+    step, dense = values.get("decoder_sparse_step", 1), values.get("mlp_only_layers", [])
     return [n for n in range(values["num_hidden_layers"]) if n not in dense and (n + 1) % step == 0]
