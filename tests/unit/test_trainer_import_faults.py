@@ -153,3 +153,15 @@ def test_where_an_import_may_not_go(source: Path, tmp_path: Path, monkeypatch: p
     assert [file.name for file in (tmp_path / "notes").iterdir()] == ["mine.txt"]
     with pytest.raises(UsageError, match="--sequence: -5 is not from 0"):
         exchange.import_model(str(source), tmp_path / "run", sequence=-5)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "dots1"])
+def test_what_a_config_does_not_say_is_what_transformers_takes(family: str) -> None:
+    """A key that is left out must not quietly mean another router."""
+    from transformers import AutoConfig
+
+    from gristmill.trainer.model.huggingface import deepseek_v3, dots1
+
+    theirs = AutoConfig.for_model(family)
+    silent = {"deepseek_v3": deepseek_v3, "dots1": dots1}[family].SILENT
+    assert silent == {name: getattr(theirs, name) for name in silent}

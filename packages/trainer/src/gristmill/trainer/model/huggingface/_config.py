@@ -231,16 +231,17 @@ def foreign_sigmoid(values: Values) -> list[str]:
     return [name for name, other in unlike.items() if other]
 
 
-def sigmoid(values: Values, normalise: bool) -> dict[str, Any]:
-    """Fields of ours for such experts, the options of the router among them. normalise: where config.json is silent."""
-    options = {f"sigmoid.{ours}": values.get(theirs, 1) for ours, theirs in SIGMOID.items() if ours != "normalise"}
+def sigmoid(values: Values, silent: Values) -> dict[str, Any]:
+    """Fields of ours for such experts, the options of the router among them. silent: what transformers takes where
+    config.json does not say."""
+    values = {**silent, **values}
     return {
         "router": "sigmoid",
-        "options": options | {"sigmoid.normalise": values.get("norm_topk_prob", normalise)},
+        "options": {f"sigmoid.{ours}": values[theirs] for ours, theirs in SIGMOID.items()},
         "experts": values["n_routed_experts"],
         "expert_width": values["moe_intermediate_size"],
         "shared_experts": values["n_shared_experts"],
-        "dense_layers": min(values.get("first_k_dense_replace", 0), values["num_hidden_layers"]),
+        "dense_layers": min(values["first_k_dense_replace"], values["num_hidden_layers"]),
         "dense_width": values["intermediate_size"],
         "balance_loss": 0.0,
         "sequence_loss": values.get("aux_loss_alpha", SEQUENCE_LOSS),

@@ -15,6 +15,9 @@ WIDTHS = {
     "q_lora": "q_lora_rank", "kv_lora": "kv_lora_rank", "nope_dim": "qk_nope_head_dim", "rope_dim": "qk_rope_head_dim",
     "value_dim": "v_head_dim",
 }  # fmt: skip
+SILENT = {
+    "norm_topk_prob": True, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
+}  # fmt: skip
 YARN = {
     "yarn_factor": "factor", "yarn_original": "original_max_position_embeddings", "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow", "yarn_mscale": "mscale", "yarn_mscale_all_dim": "mscale_all_dim",
@@ -44,7 +47,7 @@ def from_config(values: _config.Values) -> dict[str, Any]:
     options = {f"mla.{ours}": values.get(theirs, 0) for ours, theirs in WIDTHS.items()}
     if rope.kind == "yarn":
         options |= {f"mla.{ours}": rope.scaling[theirs] for ours, theirs in YARN.items() if rope.scaling.get(theirs)}
-    about = _config.sigmoid(values, normalise=True)
+    about = _config.sigmoid(values, SILENT)
     head_dim = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
     common = _config.common(values) | {"head_dim": head_dim, "kv_heads": values["num_attention_heads"]}
     return common | about | {

@@ -13,6 +13,9 @@ NAMES = (
     _names.OUTER | _names.GROUPED_QUERY | _names.QUERY_KEY_NORMS | _names.EXPERTS | _names.BIASED_AND_SHARED
     | _names.DENSE
 )  # fmt: skip
+SILENT = {
+    "norm_topk_prob": False, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0,
+}  # fmt: skip
 
 
 def foreign(values: _config.Values) -> list[str]:
@@ -24,7 +27,7 @@ def foreign(values: _config.Values) -> list[str]:
 def from_config(values: _config.Values) -> dict[str, Any]:
     """Fields of ModelConfig."""
     window = values["sliding_window"] if "sliding_attention" in _layer_types(values) else None
-    about, attention = _config.sigmoid(values, normalise=False), _config.grouped_query(window, True)
+    about, attention = _config.sigmoid(values, SILENT), _config.grouped_query(window, True)
     options = attention["options"] | about["options"]
     theta = _config.rope(values).theta
     return _config.common(values) | attention | about | {"options": options, "rope_theta": theta}
