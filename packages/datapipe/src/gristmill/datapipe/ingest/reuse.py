@@ -25,7 +25,7 @@ def is_read(run: Path, ledger: Ledger, piece: Piece) -> bool:
     entry = ledger.read(DOCUMENTS, piece.key)
     if entry is None or entry.fingerprint != piece.fingerprint:
         return False
-    return _is_there(run, entry) and (run / QUARANTINE / f"{piece.key}.jsonl").exists()
+    return _is_there(run, piece.key, entry)
 
 
 def rename(run: Path, ledger: Ledger, pieces: Sequence[Piece], stages: Mapping[str, str]) -> int:
@@ -35,9 +35,11 @@ def rename(run: Path, ledger: Ledger, pieces: Sequence[Piece], stages: Mapping[s
     are read again, and come out as they were.
     """
     staging = run / ".work" / "renamed"
+    if staging.exists():  # of a run that was killed here: among other inputs, its names are those of other pieces
+        shutil.rmtree(staging)
     new = [piece for piece in pieces if not is_read(run, ledger, piece)]
     found = _under_other_keys(run, ledger, new) if new else {}
-    if not found and not staging.exists():
+    if not found:
         return 0
     outputs: Renames = []
     entries: Renames = []
@@ -74,9 +76,10 @@ def rename(run: Path, ledger: Ledger, pieces: Sequence[Piece], stages: Mapping[s
     return len(found)
 
 
-def _is_there(run: Path, entry: Entry) -> bool:
+def _is_there(run: Path, key: str, entry: Entry) -> bool:
     paths = [(run / DOCUMENTS / part["name"], part["bytes"]) for part in entry.counts["parts"]]
-    return all(path.exists() and path.stat().st_size == size for path, size in paths)
+    listed = (run / QUARANTINE / f"{key}.jsonl").exists()
+    return listed and all(path.exists() and path.stat().st_size == size for path, size in paths)
 
 
 def _under_other_keys(run: Path, ledger: Ledger, pieces: Sequence[Piece]) -> dict[Piece, tuple[str, Entry]]:
@@ -84,7 +87,7 @@ def _under_other_keys(run: Path, ledger: Ledger, pieces: Sequence[Piece]) -> dic
     found: dict[Piece, tuple[str, Entry]] = {}
     for path in sorted((run / "ledger" / DOCUMENTS).glob("*.json")):
         entry = ledger.read(DOCUMENTS, path.stem)
-        if entry is not None and entry.fingerprint in wanted and _is_there(run, entry):
+        if entry is not None and entry.fingerprint in wanted and _is_there(run, path.stem, entry):
             found[wanted[entry.fingerprint]] = (path.stem, entry)
     return found
 
@@ -97,7 +100,7 @@ def _move(renames: Renames, run: Path, staging: Path) -> None:
 
 
 def _place(run: Path, staging: Path) -> None:
-    """Outputs first, then entries; those too that an earlier run, killed just here, had left."""
+    """Outputs first, then entries."""
     paths = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
     for path in sorted(paths, key=lambda path: path.parts[0] == "ledger"):
         (run / path).parent.mkdir(parents=True, exist_ok=True)
