@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.crashing import crashing_at
 from tests.support.training_shards import write_shards
 
 from gristmill.trainer import checkpoint, loop
@@ -53,16 +54,8 @@ def test_a_compiled_run_that_crashed_resumes_to_the_same_bits(tmp_path, monkeypa
         compile=True, batch=BatchConfig(sequence=32, sequences=4, micro=2),
     )  # fmt: skip
     loop.train(whole)
-    real, calls = loop.train_step, []
-
-    def crash_at_fourth(*args):
-        calls.append(1)
-        if len(calls) == 4:
-            raise OSError("the machine is gone")
-        return real(*args)
-
     again = dataclasses.replace(whole, output=str(tmp_path / "again"))
-    monkeypatch.setattr(loop, "train_step", crash_at_fourth)
+    monkeypatch.setattr(loop, "train_step", crashing_at(4))
     with pytest.raises(OSError):
         loop.train(again)
     torch.compiler.reset()  # as in another process

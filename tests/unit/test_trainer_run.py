@@ -17,6 +17,7 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
+from tests.support.crashing import crashing_at
 from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, GristmillError, UsageError
@@ -181,21 +182,12 @@ def test_run_folder(finished):
 
 def test_a_crash_between_checkpoints_resumes_to_the_same_bits(shards, tmp_path, finished, monkeypatch):
     folder = tmp_path / "crashed"
-    real, calls = loop.train_step, []
-
-    def crash_at_fifth(*args):
-        calls.append(1)
-        if len(calls) == 5:
-            raise OSError("the machine is gone")
-        return real(*args)
-
-    monkeypatch.setattr(loop, "train_step", crash_at_fifth)
+    monkeypatch.setattr(loop, "train_step", crashing_at(5))
     with pytest.raises(OSError):
         loop.train(config(shards, folder))
     assert read_json(folder / "run.json")["status"] == "failed"
     with (folder / "events.jsonl").open("a") as file:
         file.write('{"type": "step", "st')  # a line cut short
-    monkeypatch.setattr(loop, "train_step", real)
     torch.manual_seed(999)  # resume must bring back the random state itself
     loop.resume(folder)
     assert same_weights(folder, finished)
@@ -218,16 +210,8 @@ def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp
     assert weights["coefficients.factors"][0] > 1 and weights["coefficients.factors"][1] == 1
     assert all(weights[f"blocks.{layer}.ffn.router.bias_E"].abs().max() > 0 for layer in (1, 2))
 
-    real, calls = loop.train_step, []
-
-    def stop_at_fifth(*args):
-        calls.append(1)
-        if len(calls) == 5:
-            raise OSError("the machine is gone")
-        return real(*args)
-
     again = dataclasses.replace(about, output=str(tmp_path / "again"))
-    monkeypatch.setattr(loop, "train_step", stop_at_fifth)
+    monkeypatch.setattr(loop, "train_step", crashing_at(5))
     with pytest.raises(OSError):
         loop.train(again)
     loop.resume(again.folder)
@@ -301,15 +285,7 @@ def test_a_phase_may_be_added_to_a_run_that_stands(shards, tmp_path, monkeypatch
     own.write_text(text)
     folder = tmp_path / "run"
     about = config(shards, folder, mixture=str(own), validate_tokens=0)
-    real, calls = loop.train_step, []
-
-    def stop_at_fifth(*args):
-        calls.append(1)
-        if len(calls) == 5:
-            raise OSError("the machine is gone")
-        return real(*args)
-
-    monkeypatch.setattr(loop, "train_step", stop_at_fifth)
+    monkeypatch.setattr(loop, "train_step", crashing_at(5))
     with pytest.raises(OSError):
         loop.train(about)  # stands at its checkpoint after step 3: 12 sequences
     late = text + '[[mixture.phase]]\nname = "late"\nweights = {{ odd = 1 }}\nfrom_tokens = {}\n'
