@@ -106,6 +106,8 @@ def _torchtitan_layer(config: ModelConfig) -> nn.Module:
     # imported, and never run on a processor; triton itself takes a gigabyte.
     (packages,) = PEER_PACKAGES.glob("python*/site-packages")
     if str(packages) not in sys.path:
+        import torch._inductor.compile_fx  # noqa: F401 - torch has looked for triton by now, and found none
+
         sys.path.append(str(packages))
         sys.modules.setdefault("triton", _no_triton())
         sys.modules.setdefault("triton.language", sys.modules["triton"].language)
@@ -144,6 +146,8 @@ def _no_triton() -> Any:
 
     class Anything(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):  # who asks for __file__ should not be told of a function
+                raise AttributeError(name)
             return lambda *given, **_: given[0] if len(given) == 1 and callable(given[0]) else lambda function: function
 
     triton, language = Anything("triton"), Anything("triton.language")
