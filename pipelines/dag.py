@@ -32,7 +32,7 @@ from gristmill.scorer.scoring.others import FORMS, Ensemble, Other, parse
 from gristmill.shards.remote import places
 from heads import Drift, Heads, Reference, Score, Thresholds, heads_of
 from measures import ModelConfigs, measuring_stages
-from nodes import Grade, GradeConfig, Sample, SampleConfig
+from nodes import Grade, GradeConfig, Labels, Sample, SampleConfig
 
 HERE = Path(__file__).resolve().parent
 REPLIES, FEATURES = Path("labels", ".replies"), Path("labels", ".features")
@@ -154,6 +154,7 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
             Select(policy.before("scores"), "survivors", "survivors"),
             Sample(config.sample),
             Grade(_absolute(config.oracle), by_source, _grading(config), config.output.absolute() / REPLIES),
+            Labels(distinct),
             *(Heads(backbone, one, by_source, config.heads, config.calibration, scoring, features) for one in distinct),
             Thresholds(routes),
             *([Reference(score)] if config.ensemble != "none" else []),

@@ -26,14 +26,14 @@ class Heads(Step):
     that keeps what the backbone made of the labels' text; no output, it only saves time.
     """
 
-    version = 4
+    version = 5
 
     def __init__(
         self, backbone: Path, rubric: Rubric, rubrics: Mapping[str, Rubric], training: TrainConfig,
         calibration: CalibrationConfig, scoring: ScoringConfig, features: Path,
     ) -> None:  # fmt: skip
         self.name, self.folder = heads_of(rubric), f"heads/{rubric.name}"
-        self.requires = ("sample", "grades")
+        self.requires = ("sample", "labels")
         self._backbone, self._rubric, self._training, self._calibration = backbone, rubric, training, calibration
         self._scoring, self._features, self._rubrics = scoring, features, rubrics
         routes = {source: other.name for source, other in rubrics.items()}
@@ -52,17 +52,15 @@ class Heads(Step):
         from gristmill.scorer.heads.thresholds import calibrate_bundle
         from gristmill.scorer.tables import graded_with
 
-        grades = inputs.table("grades")  # its text is what the oracle was shown
-        for column in ("id", "source", "weight", "split", "flagged"):
-            grades = grades.append_column(column, inputs.table("sample", (column,))[column])
-        labels = graded_with(grades, self._rubric)
+        graded = inputs.folders["labels"]
+        labels = graded_with(read_part(graded / "labels.parquet"), self._rubric)
         bundle = train_bundle(labels, self._rubric, self._backbone, out, self._training, self._features)
         unlabelled = pq.ParquetFile(inputs.folders["sample"] / "unlabelled.parquet").read()
         own = [
             self._rubrics.get(source, self._rubrics[""]) == self._rubric for source in unlabelled["source"].to_pylist()
         ]
         unlabelled = unlabelled.filter(pa.array(own, pa.bool_()))
-        whole = inputs.table("sample", ("id", "text"))
+        whole = read_part(graded / "documents.parquet")
         result = calibrate_bundle(out, self._backbone, labels, unlabelled, self._calibration, self._scoring, whole)
         failed = sum(status != "ok" for status in labels["status"].to_pylist())
         tokens = sum(sum(labels[name].to_pylist()) for name in ("prompt_tokens", "reply_tokens"))

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gristmill.base.config import from_mapping
+from gristmill.base.config import from_mapping, to_mapping
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import atomic_path, write_json
 from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step
@@ -22,6 +22,7 @@ from gristmill.scorer.audit.injections import suspicious
 from gristmill.scorer.config import PooledConfig
 from gristmill.scorer.rubric import Rubric
 from gristmill.scorer.sampling import SamplingConfig, share, split_of, stratified_sample
+from gristmill.scorer.tables import with_rubric, write_parquet
 from gristmill.trainer.config import TrainConfig
 
 
@@ -141,6 +142,25 @@ class Grade(Stage):
         if failed:  # a partition that is done is not asked about again
             raise GristmillError(f"{len(failed)} documents got no answer, as: {failed[0]}; the same command goes on")
         return grades.drop_columns(["seconds"])  # the only column that another run would fill otherwise
+
+
+class Labels(Step):
+    """labels/graded: labels.parquet as `scorer label` would have written it, and documents.parquet, the whole texts."""
+
+    name, folder, version = "labels", "labels/graded", 1
+
+    def __init__(self, rubrics: Sequence[Rubric]) -> None:
+        self.requires = ("sample", "grades")
+        self._rubrics = rubrics
+        self.config = {"rubrics": [rubric.sha for rubric in rubrics]}
+
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        labels = inputs.table("grades")  # its text is what the oracle was shown
+        for column in ("id", "source", "weight", "uniform", "split", "flagged"):
+            labels = labels.append_column(column, inputs.table("sample", (column,))[column])
+        write_parquet(with_rubric(labels, *map(to_mapping, self._rubrics)), out / "labels.parquet")
+        write_parquet(inputs.table("sample", ("id", "text", "source")), out / "documents.parquet")
+        return {"labels": len(labels)}
 
 
 class States(Stage):

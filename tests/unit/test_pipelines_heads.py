@@ -19,11 +19,13 @@ from gristmill.datapipe.workflow.stage import Inputs
 from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.config import ScoringConfig
 from gristmill.scorer.scoring.others import parse
+from gristmill.scorer.tables import graded_with, read_documents, read_parquet, rubrics_of
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 sys.path.insert(0, str(PIPELINES))
 heads: Any = pytest.importorskip("heads")
 dag: Any = pytest.importorskip("dag")
+nodes: Any = pytest.importorskip("nodes")
 GENERAL, CODE = rubric("general"), rubric("code", ("clarity", "noise"))
 ROUTES = {"": "heads_general", "code": "heads_code"}
 SOURCES = ["web", "code"] * 60
@@ -147,3 +149,24 @@ def test_each_rubric_has_its_heads_and_no_two_share_a_name(backbone: Path, tmp_p
     renamed.write_text(code.read_text().replace('name = "code"', 'name = "general"', 1))
     with pytest.raises(UsageError, match="different rubrics that have the same name"):
         build(code=renamed)
+
+
+def test_a_runs_labels_are_a_table_that_train_heads_reads(tmp_path: Path) -> None:
+    """The grades have no ids and no rubric of their own: both are joined to them, for whoever wants other heads."""
+    ids, shas = [["a", "b"], ["c"]], [[GENERAL.sha, CODE.sha], [GENERAL.sha]]
+    for name in ("sample", "grades"):
+        (tmp_path / name).mkdir()
+    for number, (own, sha) in enumerate(zip(ids, shas)):
+        more = {"source": own, "weight": [1.0] * len(own), "uniform": [True] * len(own), "split": ["fit"] * len(own)}
+        whole = {"id": own, "text": [f"{one} and the rest" for one in own], "flagged": [False] * len(own)}
+        pq.write_table(pa.table({**whole, **more}), tmp_path / "sample" / f"part-{number}.parquet")
+        pq.write_table(pa.table({"text": own, "rubric_sha": sha}), tmp_path / "grades" / f"part-{number}.parquet")
+    parts = dict.fromkeys(("sample", "grades"), ("part-0.parquet", "part-1.parquet"))
+    inputs = Inputs({name: tmp_path / name for name in parts}, parts)
+    assert nodes.Labels([GENERAL, CODE]).run(inputs, tmp_path) == {"labels": 3}
+    labels = read_parquet(tmp_path / "labels.parquet")
+    assert [one.sha for one in rubrics_of(labels, "labels")] == [GENERAL.sha, CODE.sha]
+    assert (
+        graded_with(labels, GENERAL)["id"].to_pylist() == graded_with(labels, GENERAL)["text"].to_pylist() == ["a", "c"]
+    )
+    assert read_documents(tmp_path / "documents.parquet")["text"].to_pylist()[2] == "c and the rest"
