@@ -35,6 +35,19 @@ assert not heavy, heavy
     assert command in done.stdout
 
 
+def test_a_pipeline_is_described_without_models_and_pandas() -> None:
+    """A run with nothing to do takes as long as its imports."""
+    code = """
+import sys
+sys.path.insert(0, "pipelines")
+import dag
+heavy = {"pandas", "tldextract", "torch", "ray", "transformers", "vllm"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_console_scripts_are_ours(command: str) -> None:
     import importlib.metadata

@@ -26,7 +26,8 @@ from gristmill.datapipe.workflow.stage import Stage
 # Character classes come from Python's Unicode tables and normal forms from pyarrow's: another version, other words.
 UNICODE = {"unicode": unicodedata.unidata_version}
 Columns = Mapping[str, Any]
-_NOTHING = pa.table({name: pa.array([], pa.string()) for name in ("text", "url", "meta", "id")})
+_TEXTS = ("text", "url", "meta", "id")
+_NOTHING = pa.Table.from_arrays([pa.nulls(0, pa.string())] * len(_TEXTS), _TEXTS)  # pa.array would import pandas
 _WORD, _SHARE, _COUNT, _FLAG = pa.string(), pa.float32(), pa.int32(), pa.bool_()
 
 
