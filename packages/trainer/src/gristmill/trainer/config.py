@@ -14,6 +14,7 @@ from gristmill.base.config import to_mapping
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.watch import HealthConfig, SamplesConfig, TrackersConfig
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,14 @@ class TrainConfig:
     the run reads before it starts, and keep it."""
     check_shards: bool = True
     """First compare the sha256 of all shards that the run will read: about a second per gigabyte and core."""
+    price_per_hour: float = 0.0
+    """Of the machine, in any currency, for what the run has cost so far. 0: not told."""
     model: ModelSection = field(default_factory=ModelSection)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    trackers: TrackersConfig = field(default_factory=TrackersConfig)
 
     def __post_init__(self) -> None:
         least = {
@@ -124,7 +130,9 @@ class TrainConfig:
 
 
 # Pinned by content (the plan's hash and the tokenizer's), or of no effect on the result.
-_DECIDES_NOTHING = ("mixture", "data", "output", "tokenizer", "check_shards", "disk_gb")
+_PLACES = ("mixture", "data", "output", "tokenizer")
+_WATCHED = ("health", "samples", "trackers", "price_per_hour")
+_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "check_shards", "disk_gb")
 
 
 def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
@@ -140,8 +148,10 @@ def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
+        if key in _DECIDES_NOTHING:
+            continue
         if isinstance(value, dict):
             result |= {f"{key}.{inner}": item for inner, item in value.items()}
-        elif key not in _DECIDES_NOTHING:
+        else:
             result[key] = value
     return result
