@@ -12,8 +12,11 @@ from typing import Any, Literal
 from gristmill.base.cli import Tokens
 from gristmill.base.config import to_mapping
 from gristmill.base.errors import UsageError
+from gristmill.trainer.alarms import AlarmConfig
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.patience import PatienceConfig
+from gristmill.trainer.ramp import Stage, stages
 from gristmill.trainer.watch import HealthConfig, SamplesConfig, TrackersConfig
 
 
@@ -28,6 +31,11 @@ class BatchConfig:
     micro: int = 8
     """Windows per forward and backward pass; changes memory and speed, and the result only by rounding, unless the
     model has a capacity or a balance_loss: these look at one pass."""
+    ramp_from: int = 0
+    """Windows of the first steps, doubled stage by stage up to `sequences` (which it divides by 2, 4, 8, ...). 0: all
+    steps are alike."""
+    ramp_share: float = 0.1
+    """Share of the budget in which they double. Every stage reads as many tokens."""
 
     @property
     def tokens(self) -> int:
@@ -69,12 +77,17 @@ class TrainConfig:
     """Of the initial weights."""
     data_seed: int | None = None
     """Of the data order; None: the mixture's own."""
+    init_from: str = ""
+    """Begin with the weights of a run, of one of its checkpoints, or of a Hugging Face folder or hf://org/name@revision,
+    and with that model's shape but for the fields of --model that are given. "": with random ones."""
+    first_sequence: int = 0
+    """Where in the mixture's order the run begins, in windows: what is before it is not read."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     checkpoint_every: int = 200
     """Steps between checkpoints; the last step always writes one. 0: only the last."""
     keep_checkpoints: int = 2
-    """Older checkpoints are removed."""
+    """Older checkpoints are removed, but for the best one by validation where --patience.validations is set."""
     validate_every: int = 200
     """Steps between validations; the last step always has one. 0: only the last."""
     validate_tokens: int = 50_000
@@ -89,6 +102,8 @@ class TrainConfig:
     model: ModelSection = field(default_factory=ModelSection)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    patience: PatienceConfig = field(default_factory=PatienceConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     trackers: TrackersConfig = field(default_factory=TrackersConfig)
@@ -101,6 +116,7 @@ class TrainConfig:
             "keep_checkpoints": 1,
             "validate_every": 0,
             "validate_tokens": 0,
+            "first_sequence": 0,
         }
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -114,10 +130,38 @@ class TrainConfig:
             raise UsageError(
                 "stochastic_rounding is of --expert-precision fp8, mxfp8 or nvfp4; set one, or leave it out"
             )
+        if self.patience.validations and not (self.validate_every and self.validate_tokens):
+            raise UsageError("patience.validations waits for validations: give --validate-every and --validate-tokens")
+        _ = self.stages  # a ramp that cannot be
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The steps of the run, in stages of as many windows each."""
+        batch = self.batch
+        return stages(batch.sequences, batch.ramp_from, batch.ramp_share, self.tokens // batch.tokens)
 
     @property
     def steps(self) -> int:
-        return self.tokens // self.batch.tokens
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def trained_tokens(self) -> int:
+        """The budget, in whole steps."""
+        return self.tokens // self.batch.tokens * self.batch.tokens
+
+    def stages_after(self, step: int) -> list[Stage]:
+        """What is left of the stages when `step` steps are done."""
+        left = []
+        for stage in self.stages:
+            done = min(step, stage.steps)
+            step -= done
+            if done < stage.steps:
+                left.append(stage._replace(steps=stage.steps - done))
+        return left
+
+    def tokens_after(self, step: int) -> int:
+        """Tokens of the first `step` steps."""
+        return self.trained_tokens - sum(left.steps * left.windows for left in self.stages_after(step)) * self.batch.sequence
 
     def require_paths(self) -> None:
         for name in ("mixture", "data", "output"):
@@ -129,15 +173,17 @@ class TrainConfig:
         return Path(self.output)
 
 
-# Pinned by content (the plan's hash and the tokenizer's), or of no effect on the result.
+# Pinned by content (the plan's hash and the tokenizer's), of no effect on the result, or, as alarms, for whoever has to
+# go on with a run that one of them stopped.
 _PLACES = ("mixture", "data", "output", "tokenizer")
 _WATCHED = ("health", "samples", "trackers", "price_per_hour")
-_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "check_shards", "disk_gb")
+_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "alarms", "check_shards", "disk_gb", "keep_checkpoints")
 
 
 def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
-    """The dotted names whose values differ between a run's stored configuration and `new`, places left out."""
-    before, after = _flat(old), _flat(to_mapping(new))
+    """The dotted names whose values differ between a run's stored configuration and `new`, places left out. What the
+    stored one does not name had its default."""
+    before, after = _flat(to_mapping(TrainConfig())) | _flat(old), _flat(to_mapping(new))
     return [
         f"{key} = {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted(before | after)
@@ -145,13 +191,11 @@ def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
-        if key in _DECIDES_NOTHING:
+        if not prefix and key in _DECIDES_NOTHING:
             continue
-        if isinstance(value, dict):
-            result |= {f"{key}.{inner}": item for inner, item in value.items()}
-        else:
-            result[key] = value
+        name = f"{prefix}{key}"
+        result |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return result
