@@ -60,6 +60,8 @@ class TrainConfig:
     """concat: windows as the text comes, documents cut at their ends. bestfit: documents whole wherever they fit."""
     match_repetition: bool = False
     """Read of each source only as much as repeats as often as in the mixture's target_tokens: for small proxy runs."""
+    unique_tokens: dict[str, int] = field(default_factory=dict)
+    """Of a source, read only so many tokens, over and over: a random sample of its documents (web 1000000)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products; weights and optimiser state stay in fp32."""
     expert_precision: Literal["", "fp32", "bf16", "fp8", "mxfp8", "nvfp4"] = ""

@@ -17,6 +17,7 @@ from gristmill.base.files import sha256_file
 from gristmill.base.progress import Progress
 from gristmill.shards import mixture, reader, resolve
 from gristmill.shards.loader import Batch
+from gristmill.shards.mixture import Mixture
 from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset
 from gristmill.trainer.config import TrainConfig
@@ -61,6 +62,15 @@ def open_training(config: TrainConfig) -> TrainingData:
         UsageError: no such mixture, or one that the dataset cannot fill.
         DataError: shards that are missing, or not what their manifest says.
     """
+    dataset, _mixture, plan = resolve_data(config)
+    if not (config.disk_gb and dataset.files.partial):  # else they come, checked, as the run goes
+        with Progress("check shards", total=0, unit="files") as progress:
+            dataset.require(plan.touched(), progress.of, config.check_shards)
+    return TrainingData(dataset, plan, find_tokenizer(config.tokenizer, dataset))
+
+
+def resolve_data(config: TrainConfig) -> tuple[Dataset, Mixture, Plan]:
+    """What a run would read. Of a dataset elsewhere only the manifests are fetched."""
     dataset = reader.open_dataset(config.data)
     chosen = mixture.load_mixture(config.mixture, search=[dataset.root / "mixtures"])
     plan = resolve.plan(
@@ -71,6 +81,7 @@ def open_training(config: TrainConfig) -> TrainingData:
         config.steps * config.batch.tokens,
         pack=config.packing,
         match_repetition=config.match_repetition,
+        unique_tokens=config.unique_tokens,
         align=config.batch.tokens,
     )
     if odd := [phase for phase in plan.phases if config.batch.tokens % phase.length]:
@@ -78,10 +89,7 @@ def open_training(config: TrainConfig) -> TrainingData:
             f"mixture {plan.mixture}: phase {odd[0].name!r} has sequences of {odd[0].length} tokens, and a step of "
             f"{config.batch.tokens} (batch.sequence x batch.sequences) is no multiple of that"
         )
-    if not (config.disk_gb and dataset.files.partial):  # else they come, checked, as the run goes
-        with Progress("check shards", total=0, unit="files") as progress:
-            dataset.require(plan.touched(), progress.of, config.check_shards)
-    return TrainingData(dataset, plan, find_tokenizer(config.tokenizer, dataset))
+    return dataset, chosen, plan
 
 
 def find_tokenizer(given: str, dataset: Dataset) -> Path | None:
