@@ -6,8 +6,9 @@ On resume, what came after the checkpoint is cut off: it will happen again, and 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class EventLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
+        """A number that is not finite is written as null, which JSON has."""
         self._file.write(_line({"type": kind, "step": step, **values}))
         self._file.flush()
 
@@ -45,4 +47,18 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _line(event: dict[str, Any]) -> str:
-    return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:  # seldom: of all events, only those of a step that went wrong
+        return json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_finite(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value

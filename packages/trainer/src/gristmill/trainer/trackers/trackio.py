@@ -1,0 +1,23 @@
+"""trackio (Hugging Face): a local data base and page; look at it with `trackio show`. It keeps its runs in TRACKIO_DIR."""
+
+from __future__ import annotations
+
+import trackio
+
+from gristmill.trainer.trackers.flatten import Told
+from gristmill.trainer.trackers.open import About
+
+
+class Adapter:
+    def __init__(self, about: About) -> None:
+        self._run = trackio.init(
+            about.project, name=f"{about.name}-{about.id}", config=about.facts, resume="allow", embed=False,
+            auto_log_gpu=False,
+        )  # fmt: skip
+
+    def write(self, step: int, told: Told) -> None:
+        texts = {f"samples/{number}": one["prompt"] + one["text"] for number, one in enumerate(told.samples, 1)}
+        self._run.log({**told.numbers, **texts}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
