@@ -193,6 +193,14 @@ def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
     ]
 
 
+def unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Settings and sections that decide the weights, and differ between two stored configurations that both name them;
+    the budget and the model, which runs record by themselves, left out."""
+    first, second = _flat(a), _flat(b)
+    differ = {key.partition(".")[0] for key in first | second if first.get(key) != second.get(key)}
+    return sorted((differ & a.keys() & b.keys()) - {"tokens", "model"})
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
