@@ -122,12 +122,6 @@ class Alarms:
         self.idle = [list(row) for row in state.get("idle", ())]
         self.acted = list(state.get("acted", ()))
 
-    def roll_back(self, state: Mapping[str, Any]) -> None:
-        """load_state(), but the acts since then still count: else a run could roll back for ever."""
-        acted = self.acted
-        self.load_state(state)
-        self.acted = acted
-
     def _loss(self, nll: float, grad_norm: float) -> tuple[str | None, str]:
         """(the alarm that a loss raises, what to tell)."""
         if not (math.isfinite(nll) and math.isfinite(grad_norm)):

@@ -20,7 +20,7 @@ from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_object, replace_folder, sha256_file, write_json, write_text, writing
 from gristmill.trainer import checkpoint, hub, tensor_file
 from gristmill.trainer.card import card
-from gristmill.trainer.checkpoint import Position
+from gristmill.trainer.checkpoint import Position, State
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model import huggingface
 from gristmill.trainer.model.config import ModelConfig
@@ -72,7 +72,7 @@ def import_model(place: str, out: Path, sequence: int = 0) -> dict[str, Any]:
     with _whole(out) as temporary:
         for file in files:
             shutil.copyfile(file, temporary / file.name)
-        checkpoint.save_weights(temporary, Position(), foreign.weights)
+        checkpoint.write(temporary, State(Position()), {checkpoint.FILES[0]: foreign.weights})
         write_json(temporary / "run.json", record)
     return record
 
