@@ -31,8 +31,8 @@ from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, ModelSection
 from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.config import OptimizerConfig
-from gristmill.trainer.optim.schedule import learning_rate
 from gristmill.trainer.step import accumulate, train_step
 
 SMALL = ModelSection(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
@@ -66,9 +66,8 @@ def finished(shards, tmp_path_factory) -> Path:
 def steps_of(folder: Path) -> list[dict]:
     """Events without what depends on the clock, and without checkpoints, whose number depends on interruptions."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    timeless = [
-        {key: value for key, value in event.items() if key not in ("time", "tokens_per_second")} for event in events
-    ]
+    clock = ("time", "tokens_per_second", "mfu", "memory_gb", "cost")
+    timeless = [{key: value for key, value in event.items() if key not in clock} for event in events]
     return [event for event in timeless if event["type"] != "checkpoint"]
 
 
@@ -101,7 +100,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(micro, router):
     whole, parts = (small_model(sequence_loss=1.0, z_loss=1.0, router=router) for _ in range(2))
     expected, got = accumulate(whole, example, 5), accumulate(parts, example, micro)
     balance_apart = torch.tensor([0.0, 1, 1, 1])  # that one is of a micro-batch, and not linear in rows
-    expected, got = (part._replace(means_4=part.means_4 * balance_apart) for part in (expected, got))
+    expected, got = (part._replace(losses_L4=part.losses_L4 * balance_apart) for part in (expected, got))
     for a, b in zip(expected, got):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
@@ -124,35 +123,13 @@ def test_only_learnt_tokens_count_however_they_are_spread(micro):
 
 
 def test_every_expert_and_the_router_move_in_a_step():
-    from gristmill.trainer.optim import adamw
-
     model = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = adamw.build(model, OptimizerConfig())
-    result = train_step(model, optimizer, random_example(8, 32), 4, 1e-3, 1.0)
+    result = train_step(model, optimizer.build(model, OptimizerConfig()), random_example(8, 32), 4, 1.0)
     assert result.router is not None and all(sum(layer) == pytest.approx(1, abs=1e-3) for layer in result.router.load)
     for name, value in model.state_dict().items():
         moved = (value != before[name]).flatten(1).any(1) if ".experts." in name else (value != before[name]).any()
         assert moved.all(), name
-
-
-def test_decay_spares_norms_and_embeddings():
-    from gristmill.trainer.optim import adamw
-
-    model = small_model(tie_embeddings=False)
-    groups = adamw.build(model, OptimizerConfig()).param_groups
-    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
-    assert "blocks.0.ffn.experts.down_EDF" in names and "blocks.1.attention.query.weight" in names
-    assert not {name for name in names if "norm" in name or name in ("embedding_VD", "head_VD")}
-
-
-def test_schedule_warms_up_and_decays():
-    about = OptimizerConfig(learning_rate=1.0, warmup=0.1, final=0.2)
-    rates = [learning_rate(about, step, 100) for step in range(1, 101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[-1] == pytest.approx(0.2)
-    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
-    assert learning_rate(dataclasses.replace(about, warmup=0.0), 1, 1) == pytest.approx(0.2)
 
 
 def test_segments_begin_at_the_eos_before_a_document(shards):
@@ -203,7 +180,7 @@ def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp
     events = steps_of(about.folder)
     assert [len(row) for row in events[-1]["router"]["load"]] == [4, 6]  # layers of unlike experts, dense ones left out
     assert all(0.0 < spread < 0.2 for spread in events[-1]["router"]["bias_range"])
-    assert 0.0 < events[-1]["router"]["dropped"] < 1.0
+    assert all(0.0 < share < 1.0 for share in events[-1]["router"]["dropped"])
     newest = checkpoint.latest(about.folder)
     assert newest is not None
     weights = load_file(newest / "model.safetensors")
@@ -227,12 +204,10 @@ def test_a_model_without_experts_trains_and_reports_no_router(shards, tmp_path):
 
 
 def test_a_step_that_is_not_finite_moves_no_bias():
-    from gristmill.trainer.optim import adamw
-
     model = small_model(router="sigmoid")
     with torch.no_grad():
         model.norm.weight.fill_(float("inf"))
-    result = train_step(model, adamw.build(model, OptimizerConfig()), random_example(4, 8), 4, 1e-3, 1.0)
+    result = train_step(model, optimizer.build(model, OptimizerConfig()), random_example(4, 8), 4, 1.0)
     assert not math.isfinite(result.nll) and result.router is not None
     assert result.router.bias_range == [0.0, 0.0]
 
