@@ -19,6 +19,8 @@ from gristmill.base import cli
 from gristmill.base.config import check_range
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model.config import ModelOverrides, ModelSection, resolve
+from gristmill.trainer.plan_config import PlanConfig
+from gristmill.trainer.proxies_config import ProxiesConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -87,13 +89,64 @@ def evaluate(
     return 0
 
 
-def compare(
+def plan(arguments: list[str]) -> int:
+    """Tell what a run would take, before anything starts: epochs, steps, memory, time, cost. Nothing is written.
+
+    Takes what trainer run takes. Time comes from a few steps of the real model on this machine, or, with --gpu, from
+    that GPU's peak and a share of it that is assumed.
+
+    Examples:
+        trainer plan --mixture web40_code20 --data shards/filtered --tokens 50M
+        trainer plan --config small.toml --tokens 10B --precision bf16 --gpu H100 --price-per-hour 2.5
+    """
+    config = cli.parse_config(PlanConfig, arguments, "trainer plan", inspect.cleandoc(plan.__doc__ or ""))
+    from gristmill.trainer.plan import plan as reckon
+    from gristmill.trainer.plan import table
+
+    result = reckon(config)
+    print(json.dumps(result, indent=2) if config.json else table(result))
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """Compare two evaluated runs, or train small runs of two mixtures and compare these: does filtering help?
+
+    trainer compare RUN RUN compares what is there; trainer compare --mixtures MIXTURE,MIXTURE trains first.
+    """
+    if any(argument.split("=")[0] in ("--mixtures", "--config") for argument in arguments):
+        return _compare_mixtures(["--help"] if "--help" in arguments else arguments)
+    return cli.typed(_compare_runs, "trainer compare")(arguments) or 0
+
+
+def _compare_mixtures(arguments: list[str]) -> int:
+    """Train small runs of two mixtures in pairs, at equal budgets, and tell which one teaches more, and how sure that is.
+
+    Every pair has one seed, one model and the same batches' shape. A third run of each seed reads the second mixture,
+    cut at random to as much text as the first has. All are scored on the same held-out documents. The output folder
+    gets the runs, comparison.json and comparison.svg; the same command again does only what is missing.
+
+    Examples:
+        trainer compare --mixtures filtered=demo@shards/filtered,raw=demo@shards/raw --tokens 10M --output proxies
+        trainer compare --mixtures web40_code20,web60 --data shards --seeds 5 --held-out shards/raw --output proxies
+    """
+    about = inspect.cleandoc(_compare_mixtures.__doc__ or "")
+    config = cli.parse_config(ProxiesConfig, arguments, "trainer compare", about)
+    from gristmill.trainer import proxies
+
+    result = proxies.run(config)
+    print(json.dumps(result, indent=2) if config.json else proxies.table(result))
+    return 0
+
+
+def _compare_runs(
     a: Annotated[Path, tyro.conf.Positional],
     b: Annotated[Path, tyro.conf.Positional],
     output: Path | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
     """Compare two evaluated runs on the same documents: bits per byte, 95 % interval, verdict.
+
+    With --mixtures, two mixtures are compared, by small runs that are trained first: trainer compare --mixtures --help
 
     Examples:
         trainer compare training/filtered training/raw
@@ -242,8 +295,8 @@ def _outcome(record: dict, output: str) -> str:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="trainer: %(message)s", stream=sys.stderr)
-    commands: dict[str, cli.Command] = {"run": run}
-    for function in (resume, evaluate, compare, generate, params, import_, export):
+    commands: dict[str, cli.Command] = {"plan": plan, "run": run, "compare": compare}
+    for function in (resume, evaluate, generate, params, import_, export):
         name = function.__name__.rstrip("_")  # import is a word of Python's
         commands[name] = cli.typed(function, f"trainer {name}")
     cli.main("trainer", commands, "Small mixture-of-experts models, trained from published shards, exactly resumable.")
