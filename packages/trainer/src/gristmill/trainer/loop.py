@@ -31,7 +31,7 @@ from gristmill.trainer.samples import write_samples
 from gristmill.trainer.signals import stop_after_step
 from gristmill.trainer.start import Run
 from gristmill.trainer.step import StepResult, train_step
-from gristmill.trainer.trackers.open import Trackers, open_trackers
+from gristmill.trainer.trackers.open import Trackers, find_adapters, open_trackers
 
 log = logging.getLogger("gristmill.trainer")
 
@@ -49,6 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         GristmillError: an alarm whose policy is to stop.
     """
     config.require_paths()
+    find_adapters(config.trackers)
     data = open_training(config)
     existing = start.agree(config, data)
     if existing and existing["status"] == "done":
@@ -77,6 +78,7 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
     """To the last step; answers why it was not that of the budget, if patience ended it."""
     config, first = run.config, run.position
     peak = hardware.of_device(run.device, run.model.precision.dtype)
+    run.record["hardware"] = peak and peak._asdict()
     meter = Meter(run.device, peak, run.record["flops_per_token"], config.price_per_hour)
     with (
         contextlib.closing(open_trackers(config.trackers, run.folder, run.record, first.step or -1)) as events,

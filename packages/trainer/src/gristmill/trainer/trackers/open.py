@@ -68,16 +68,18 @@ class Trackers:
                 del self._adapters[name]
 
 
+def find_adapters(config: TrackersConfig) -> dict[str, Callable[[About], Adapter]]:
+    """By name. Raises UsageError where a tracker's package is not installed."""
+    return {name: _import(name) for name in config.use}
+
+
 def open_trackers(config: TrackersConfig, folder: Path, record: Mapping[str, Any], last_step: int) -> Trackers:
     """Open all; events after `last_step` (-1: none is kept) will happen again.
 
     Args:
         record: the content of run.json.
-
-    Raises:
-        UsageError: a tracker's package is not installed.
     """
-    classes = {name: _import(name) for name in config.use}  # before events.jsonl is touched
+    classes = find_adapters(config)
     about = About(
         folder, config.project, config.name or folder.resolve().name, _run_id(folder) if classes else "",
         config.online, facts(record), last_step + 1,
