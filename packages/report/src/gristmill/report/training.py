@@ -43,7 +43,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     evaluation = read_json(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None
     facts = ("status", "parameters", "active_parameters", "steps", "tokens", "seconds", "seed")
     return {
-        "name": folder.name,
+        "name": folder.resolve().name,
         "card": {key: card[key] for key in facts if card.get(key) is not None},
         "steps": _loss_curve(steps),
         "validation": _validation_curve(validation, steps),
