@@ -14,7 +14,7 @@ from gristmill.base.progress import duration
 from gristmill.shards.mixture import Mixture
 from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset
-from gristmill.trainer import hardware, memory, timing
+from gristmill.trainer import hardware, initial, memory, timing
 from gristmill.trainer.data import resolve_data
 from gristmill.trainer.memory import Memory
 from gristmill.trainer.model.config import ModelConfig, resolve
@@ -35,22 +35,20 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         if not getattr(config, name):
             raise UsageError(f"--{name} is missing; see trainer plan --help")
     dataset, mixture, order = resolve_data(config)
-    model = resolve(config.model, dataset.tokenizer.vocab_size)
+    vocab = dataset.tokenizer.vocab_size
+    model = initial.shape(initial.find(config.init_from), config.model, vocab) if config.init_from else None
+    model = model or resolve(config.model, vocab)
     counts = count(model)
     flops = counts.flops_per_token(config.batch.sequence) * config.trained_tokens
     needed = memory.estimate(model, config)
     timed = _on_gpu(config, flops) if config.gpu else _here(config, model, needed, _document_tokens(order, dataset))
-    sources = [
-        row | {"unique_tokens": source.windows * order.unit, "max_epochs": mixture.epochs_of(source.name)}
-        for row, source in zip(order.summary(), order.sources)
-    ]
     result = {
         "mixture": mixture.name,
         "data": dataset.manifest.content_id,
         "tokens": config.trained_tokens,
         "steps": config.steps,
         "batch_tokens": config.batch.tokens,
-        "sources": sources,
+        "sources": _sources(config, mixture, order),
         "model": {
             "preset": config.model.preset,
             "parameters": counts.total,
@@ -64,6 +62,23 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "cost": _cost(config, timed["seconds"]),
     }
     return result | {"warnings": list(_warnings(result))}
+
+
+def _sources(config: PlanConfig, mixture: Mixture, order: Plan) -> list[dict[str, Any]]:
+    """A row for each; epochs are those at the end, what comes before --first-sequence among them."""
+    before, after = order.token_counts(config.first_sequence), order.token_counts()
+    epochs = order.epochs()
+    return [
+        {
+            "source": source.name,
+            "tokens": after[source.name] - before[source.name],
+            "share": (after[source.name] - before[source.name]) / config.trained_tokens,
+            "unique_tokens": source.windows * order.unit,
+            "epochs": epochs[source.name],
+            "max_epochs": mixture.epochs_of(source.name),
+        }
+        for source in order.sources
+    ]
 
 
 def _on_gpu(config: PlanConfig, flops: float) -> dict[str, Any]:

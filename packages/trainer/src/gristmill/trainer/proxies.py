@@ -46,13 +46,15 @@ def run(config: ProxiesConfig) -> dict[str, Any]:
     planned = [_planned(config, arm) for arm in config.arms()]
     _require_comparable(planned)
     notes = []
-    if config.control:
-        control = _control(planned)
-        planned += [_planned(config, control)] if control else []
-        notes += [] if control else [_no_control(planned)]
+    if config.control and (control := _control(planned)):
+        planned.append(_planned(config, control))
+        notes += _says_little(planned[-1], planned[1])
+    elif config.control:
+        notes.append(_no_control(planned))
     held_out = open_dataset(config.held_out or planned[1].arm.data)
     notes += _leaks(planned, held_out)
     seeds = range(config.seed, config.seed + config.seeds)
+    log.info("%d proxies of %s tokens each", len(seeds) * len(planned), f"{config.trained_tokens:,}")
     folders: dict[str, list[Path]] = {one.arm.name: [] for one in planned}
     for number, (seed, one) in enumerate((seed, one) for seed in seeds for one in planned):
         proxy = config.run_of(one.arm, seed)
@@ -99,6 +101,17 @@ def _unique_tokens(one: _Planned) -> dict[str, int]:
 def _no_control(planned: Sequence[_Planned]) -> str:
     a, b = (one.arm.name for one in planned[:2])
     return f"No random drop: of no source does {b} have more unique text than {a}."
+
+
+def _says_little(control: _Planned, whole: _Planned) -> list[str]:
+    epochs, before = control.plan.epochs(), whole.arm.unique_tokens
+    cut = {name for name, tokens in control.arm.unique_tokens.items() if before.get(name) != tokens}
+    if any(epochs[name] > 1 for name in cut):
+        return []
+    return [
+        "At this budget the random drop repeats nothing, so it tells little: raise --tokens, or let the mixture's "
+        "target_tokens and --match-repetition repeat as the large run will."
+    ]
 
 
 def _leaks(planned: Sequence[_Planned], held_out: Dataset) -> list[str]:
