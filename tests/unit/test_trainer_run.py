@@ -6,10 +6,8 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 from tests.support.crashing import crashing_at
+from tests.support.training_runs import SMALL, config, events_of, same_weights
 from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, GristmillError, UsageError
@@ -25,7 +24,7 @@ from gristmill.base.files import read_json, write_json
 from gristmill.shards import reader
 from gristmill.shards.loader import Batches
 from gristmill.trainer import checkpoint, cli, data, evaluate, generate, loop
-from gristmill.trainer.config import BatchConfig, TrainConfig
+from gristmill.trainer.config import BatchConfig
 from gristmill.trainer.data import Document, Example
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, ModelSection
@@ -34,8 +33,6 @@ from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.config import OptimizerConfig
 from gristmill.trainer.step import accumulate, train_step
-
-SMALL = ModelSection(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
 
 
 @pytest.fixture(autouse=True)
@@ -48,34 +45,11 @@ def shards(tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"))
 
 
-def config(shards: Path, output: Path, **changes) -> TrainConfig:
-    base = TrainConfig(
-        mixture="both", data=str(shards), output=str(output), tokens=8 * 4 * 32, checkpoint_every=3, validate_every=4,
-        validate_tokens=300, model=SMALL, batch=BatchConfig(sequence=32, sequences=4, micro=2),
-    )  # fmt: skip
-    return dataclasses.replace(base, **changes)
-
-
 @pytest.fixture(scope="session")
 def finished(shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     loop.train(config(shards, folder))
     return folder
-
-
-def steps_of(folder: Path) -> list[dict]:
-    """Events without what depends on the clock, and without checkpoints, whose number depends on interruptions."""
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    clock = ("time", "tokens_per_second", "mfu", "memory_gb", "cost")
-    timeless = [{key: value for key, value in event.items() if key not in clock} for event in events]
-    return [event for event in timeless if event["type"] != "checkpoint"]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    newest = [checkpoint.latest(folder) for folder in (a, b)]
-    assert newest[0] is not None and newest[1] is not None
-    files = ("model.safetensors", "optimizer.safetensors")
-    return all((newest[0] / name).read_bytes() == (newest[1] / name).read_bytes() for name in files)
 
 
 def small_model(**changes) -> Transformer:
@@ -168,7 +142,7 @@ def test_a_crash_between_checkpoints_resumes_to_the_same_bits(shards, tmp_path, 
     torch.manual_seed(999)  # resume must bring back the random state itself
     loop.resume(folder)
     assert same_weights(folder, finished)
-    assert steps_of(folder) == steps_of(finished)
+    assert events_of(folder) == events_of(finished)
 
 
 def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp_path, monkeypatch):
@@ -177,7 +151,7 @@ def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp
     model = dataclasses.replace(SMALL, **changes, adapt=True, bungee=2.0, options=options)
     about = config(shards, tmp_path / "whole", model=model, validate_tokens=0)
     loop.train(about)
-    events = steps_of(about.folder)
+    events = events_of(about.folder)
     assert [len(row) for row in events[-1]["router"]["load"]] == [4, 6]  # layers of unlike experts, dense ones left out
     assert all(0.0 < spread < 0.2 for spread in events[-1]["router"]["bias_range"])
     assert all(0.0 < share < 1.0 for share in events[-1]["router"]["dropped"])
@@ -193,13 +167,13 @@ def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp
         loop.train(again)
     loop.resume(again.folder)
     assert same_weights(again.folder, about.folder)
-    assert steps_of(again.folder) == events
+    assert events_of(again.folder) == events
 
 
 def test_a_model_without_experts_trains_and_reports_no_router(shards, tmp_path):
     model = dataclasses.replace(SMALL, dense_layers=2)
     loop.train(config(shards, tmp_path / "dense", model=model, tokens=2 * 4 * 32))
-    steps = [event for event in steps_of(tmp_path / "dense") if event["type"] == "step"]
+    steps = [event for event in events_of(tmp_path / "dense") if event["type"] == "step"]
     assert len(steps) == 2 and all(event["router"] is None for event in steps)
 
 
@@ -300,32 +274,6 @@ def test_a_flipped_byte_is_named_before_training(shards, tmp_path):
     with pytest.raises(DataError, match=rf"{re.escape(str(path))}: altered"):
         loop.train(config(copy, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-def test_sigterm_saves_exits_143_and_the_same_command_goes_on(shards, tmp_path, finished):
-    folder = tmp_path / "stopped"
-    about = config(shards, folder)
-    flags = [f"--{name}={getattr(about, name)}" for name in ("mixture", "data", "output", "tokens")]
-    flags += ["--checkpoint-every=3", "--validate-every=4", "--validate-tokens=300"]
-    flags += [f"--batch.{name}={value}" for name, value in dataclasses.asdict(about.batch).items()]
-    flags += [f"--model.{name}={value}" for name, value in dataclasses.asdict(SMALL).items() if value is not None]
-    # Steps slowed down, so that the signal finds the run under way.
-    slow = "import time; from gristmill.trainer import loop; real = loop.train_step\n"
-    slow += "def step(*args):\n    time.sleep(0.5)\n    return real(*args)\nloop.train_step = step\n"
-    code = slow + "import sys; from gristmill.trainer import cli; cli.main()"
-    process = subprocess.Popen([sys.executable, "-c", code, "run", *flags], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not ((folder / "events.jsonl").exists() and steps_of(folder)):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode == 143, messages
-    assert read_json(folder / "run.json")["status"] == "interrupted"
-    stopped_at = checkpoint.position(checkpoint.latest(folder))  # pyright: ignore
-    assert 1 <= stopped_at.step < 8 and stopped_at.next_sequence == stopped_at.step * 4
-    assert cli.run(flags) == 0
-    assert same_weights(folder, finished)
-    assert steps_of(folder) == steps_of(finished)
 
 
 def test_a_finished_run_is_left_alone_and_another_configuration_refused(shards, finished):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gristmill.base.files import atomic_path
+from gristmill.base.files import atomic_path, writing
 
 
 class EventLog:
@@ -23,18 +23,21 @@ class EventLog:
         kept = [event for event in read_events(path) if event["step"] <= last_step] if path.exists() else []
         with atomic_path(path) as temporary:
             temporary.write_text("".join(_line(event) for event in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """A number that is not finite is written as null, which JSON has."""
-        self._file.write(_line({"type": kind, "step": step, **values}))
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(_line({"type": kind, "step": step, **values}))
+            self._file.flush()
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):  # what a full disk did not take is tried again
+            self._file.close()
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
