@@ -29,7 +29,7 @@ from gristmill.trainer.watch import SamplesConfig
 WRONG = {26: 50.0, 33: math.nan, 41: 50.0}  # added to the loss of these steps
 PAUSE = 0.01  # seconds that a step, and a file's hash, take longer
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.support.training_runs"])
+PROCESSES.set_forkserver_preload(["gristmill.trainer.loop"])  # torch once, for all
 
 
 def about(shards: Path, output: Path) -> TrainConfig:
