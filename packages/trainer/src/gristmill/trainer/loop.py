@@ -89,16 +89,16 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
         save = partial(_save, run, events, writer)
         if config.alarms.rolls_back and checkpoint.latest(run.folder) is None:
             save()  # something to go back to
+        before = time.perf_counter()
         while run.patience.reason is None and (upcoming := next(source, None)):
             step, batch = upcoming
             writer.check()
-            before = time.perf_counter()
             result = _step(run, step, batch)
-            now = time.perf_counter()
+            seconds = time.perf_counter() - before
             run.position = dataclasses.replace(
                 run.position, step=step, next_sequence=batch.next_sequence, tokens=config.tokens_after(step)
             )
-            costs = meter.read(batch.tokens_BS.size - len(batch.tokens_BS), now - before, run.seconds)
+            costs = meter.read(batch.tokens_BS.size - len(batch.tokens_BS), seconds, run.seconds)
             _log_step(run, events, result, costs)
             rolled_back = _judge(run, events, writer, result)
             is_last = step == config.steps
@@ -115,6 +115,7 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
                 writer.wait()
                 log.info("stopped after step %s; trainer resume %s goes on", f"{step:,}", run.folder)
                 raise KeyboardInterrupt if stopped[0] == signal.SIGINT else SystemExit(128 + stopped[0])
+            before = time.perf_counter()
     return run.patience.reason
 
 
