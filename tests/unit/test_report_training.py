@@ -64,10 +64,10 @@ def test_alarms_of_one_step_are_all_shown_and_of_a_step_twice_the_later(tmp_path
 
 
 def test_samples_are_gathered_by_prompt_from_the_first_to_the_last_and_cut(tmp_path):
-    events = [
-        {"type": "samples", "step": step, "samples": [{"prompt": "The ", "text": f"{step}" * 5000}, {"prompt": "", "text": "x"}]}
-        for step in range(1, 31)
-    ]
+    events = []
+    for step in range(1, 31):
+        written = [{"prompt": "The ", "text": f"{step}" * 5000}, {"prompt": "", "text": "x"}]
+        events.append({"type": "samples", "step": step, "samples": written})
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     the, empty = summarise(tmp_path)["samples"]
     assert (the["prompt"], empty["prompt"]) == ("The ", "")

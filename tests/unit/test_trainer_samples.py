@@ -69,7 +69,8 @@ def test_no_tokens_or_no_prompts_no_samples(shards):
 def test_a_run_that_writes_samples_has_the_same_weights(shards, tmp_path):
     """And tells of them every `every` steps and at the end."""
     weights = []
-    for name, samples in (("quiet", SamplesConfig(tokens=0)), ("loud", SamplesConfig(every=2, tokens=4, temperature=1.0))):
+    loud = SamplesConfig(every=2, tokens=4, temperature=1.0)
+    for name, samples in (("quiet", SamplesConfig(tokens=0)), ("loud", loud)):
         config = TrainConfig(
             mixture="both", data=str(shards), output=str(tmp_path / name), tokens=5 * 4 * 32, validate_tokens=0,
             model=SMALL, batch=BatchConfig(sequence=32, sequences=4, micro=2), samples=samples,

@@ -37,7 +37,7 @@ class StepResult(NamedTuple):
     nll: float  # nats per learnt token
     grad_norm: float  # before clipping
     norms: dict[str, float]  # the same, by group of parameters
-    updates: dict[str, float] | None  # by group, what the step added to the weights, over them: norms; None: not observed
+    updates: dict[str, float] | None  # by group, what was added to the weights over them (norms); None: not observed
     router: RouterHealth | None  # None: no layer has experts
     moved: bool  # False: not finite, or not accepted; the weights are as before
 

@@ -1,4 +1,4 @@
-"""All who are told what happens in a run: events.jsonl first, which must be written, then the others, which may fail."""
+"""All who are told what happens in a run: events.jsonl first, which must be written, then others, which may fail."""
 
 from __future__ import annotations
 

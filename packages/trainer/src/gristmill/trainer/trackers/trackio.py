@@ -1,4 +1,4 @@
-"""trackio (Hugging Face): a local data base and page; look at it with `trackio show`. It keeps its runs in TRACKIO_DIR."""
+"""trackio (Hugging Face): a local data base, in TRACKIO_DIR; look at it with `trackio show`."""
 
 from __future__ import annotations
 
