@@ -74,7 +74,7 @@ def train_step(
     if moved:
         before = copies(optimizer.groups) if observe else None
         optimizer.step()
-        updates = before and relative_updates(optimizer.groups, before)
+        updates = relative_updates(optimizer.groups, before) if before else None
         model.adapt(batch.loads, norm)
     optimizer.zero_grad()
     return StepResult(nll, norm, by_group, updates, router_health(rest[len(norms) :]), moved)

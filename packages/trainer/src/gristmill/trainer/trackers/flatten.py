@@ -26,7 +26,7 @@ def flatten(kind: str, values: Mapping[str, Any], layers: Sequence[int]) -> Told
     """layers: those that have experts, for what is told by layer. What is told by expert is left out: it is too many
     curves, and stands in events.jsonl."""
     router = values.get("router") or {}
-    logits = router.get("logits") or {"share": []}
+    logits: dict[str, Any] = router.get("logits") or {"share": []}
     return Told(
         dict(_numbers(kind, values, layers)),
         {
