@@ -108,7 +108,7 @@ def _read(run: Path) -> Scores:
 
     path = run / "evaluation.parquet"
     if not path.exists():
-        raise UsageError(f"{run}: not evaluated yet; first: trainer evaluate {run} --data FOLDER")
+        raise UsageError(f"{run}: not evaluated yet; first: trainer eval {run} --data FOLDER")
     documents = parquet.read_table(path).sort_by([("source", "ascending"), ("id", "ascending")]).to_pydict()
     if None in documents["bytes"]:
         raise DataError(f"{path}: documents without byte counts; evaluate again with --tokenizer FILE")
@@ -150,4 +150,3 @@ def _note(a: dict[str, Any], b: dict[str, Any], sets: list[dict[str, Any]]) -> s
     if len(sets) > 1:
         parts.append("Each set has its own 95 %; with many sets, expect one in twenty to stand out by chance.")
     return " ".join(parts)
-

@@ -29,18 +29,20 @@ def generate(
     tokenizer: str = "",
     device: str = "auto",
     expert_cache_gb: float | None = None,
+    which: str = "latest",
 ) -> str:
     """Continue `prompt` by up to `tokens` tokens, or until the document ends. Answers prompt and continuation.
 
     Args:
         expert_cache_gb: leave experts on disk, and hold so many gigabytes of those that were used last.
+        which: the checkpoint: latest, best, or a step's number.
     """
     check_range("--top-k", top_k, 1)
     check_range("--temperature", temperature)
     check_range("--seed", seed, -(2**63), 2**64 - 1)
     if expert_cache_gb is not None:
         check_range("--expert-cache-gb", expert_cache_gb)
-    trained = load_model(run, device, None if expert_cache_gb is None else int(expert_cache_gb * 1e9))
+    trained = load_model(run, device, None if expert_cache_gb is None else int(expert_cache_gb * 1e9), which)
     file = Path(tokenizer) if tokenizer else trained.tokenizer
     if file is None or not file.is_file():
         raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
