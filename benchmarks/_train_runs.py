@@ -44,13 +44,14 @@ def write_shards(folder: Path, tokens: int) -> Path:
         }  # fmt: skip
         write_source(folder, SourceSpec(name, TOKENIZER), [pa.table(rows)])
     path = folder / "bench.toml"
-    path.write_text('[mixture]\nname = "bench"\n[mixture.weights]\nweb = 2\ncode = 1\n[mixture.max_epochs]\ndefault = 4\n')
+    text = '[mixture]\nname = "bench"\n[mixture.weights]\nweb = 2\ncode = 1\n[mixture.max_epochs]\ndefault = 4\n'
+    path.write_text(text)
     write_manifest(folder, [path])
     return folder
 
 
 def bare(config: TrainConfig) -> float:
-    """Seconds of the steps alone: the same model, optimiser and batches, which are in memory before the clock starts."""
+    """Seconds of the steps alone: the same model, optimiser and batches, in memory before the clock starts."""
     data = open_training(config)
     torch.set_num_threads(config.threads)
     model = Transformer(resolve(config.model, VOCAB), precision.build(config.precision))

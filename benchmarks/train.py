@@ -3,11 +3,11 @@
 ./dev bench train            five rounds after a warm-up: 20 steps of 4 windows of 256 tokens, a checkpoint after ten
 ./dev bench train --quick    one round: 4 steps of 2 windows of 64, a checkpoint after two
 
-The model has about 50 M weights, in fp32 on one thread. overhead_percent: wall time of the loop as `trainer run` has it
-over that of the same steps on batches that are in memory, in the same round. Settings are the default's but for
-checkpoints and health, which come ten and more times as often. The wait for the last checkpoint, once in a run, is a row
-by itself. checkpoint_pause_percent: how long training waits for a checkpoint before the last, of a bare step.
-resume_seconds: from the start of a process to its first step. Another core should be free: it writes checkpoints.
+About 50 M weights, in fp32 on one thread. overhead_percent: wall time of the loop as `trainer run` has it over that of
+the same steps on batches that are in memory, in the same round. Settings are the default's, but checkpoints and health
+come ten and more times as often. The wait for the last checkpoint, once in a run, is a row by itself.
+checkpoint_pause_percent: how long training waits for a checkpoint before the last, of a bare step. resume_seconds: from
+the start of a process to its first step. Another core should be free: it writes checkpoints.
 """
 
 from __future__ import annotations

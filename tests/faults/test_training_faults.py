@@ -1,5 +1,5 @@
-"""What may happen to a training run's files: a full disk, a truncated checkpoint, other settings or shards. Each is told
-in one line that names it, and after the mend the run ends in the weights of one that nothing disturbed."""
+"""What may happen to a training run: a full disk, a truncated checkpoint, other settings or shards, a signal. Each is
+told in one line that names it, and after the mend the run ends in the weights of one that nothing disturbed."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ def test_a_full_disk_is_told_by_name_and_with_room_again_the_run_goes_on(
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_truncated_checkpoint_is_refused_with_the_mend(
-    shards: Path, tmp_path: Path, whole: Path, file: str
-) -> None:
+def test_a_truncated_checkpoint_is_refused_with_the_mend(shards: Path, tmp_path: Path, whole: Path, file: str) -> None:
     about = interrupted(shards, tmp_path / "run", whole)
     newest = checkpoint.newest(about.folder)
     path = newest / file
@@ -114,7 +112,7 @@ def test_other_shards_are_refused(shards: Path, tmp_path: Path, whole: Path) -> 
     path.write_bytes(bytes(reversed(path.read_bytes())))
     with pytest.raises(DataError, match="altered"):
         loop.train(config(altered, about.folder))
-    anew = write_shards(_folder(tmp_path / "anew"), skip=1)
+    anew = write_shards(_folder(tmp_path / "anew"), noise=0.2)
     with pytest.raises(DataError, match="data state is of plan"):
         loop.train(config(anew, about.folder))
 

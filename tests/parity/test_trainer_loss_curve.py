@@ -47,7 +47,9 @@ def plain_losses(config: TrainConfig, exported: Path) -> list[float]:
 
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     model.train()
-    matrices = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name and "lm_head" not in name]
+    matrices = [
+        p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name and "lm_head" not in name
+    ]
     decayed = {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in decayed]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]

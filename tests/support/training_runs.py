@@ -1,4 +1,4 @@
-"""Training runs small enough for tests, steps that go wrong where they are told to, and what two runs are compared by."""
+"""Training runs small enough for tests, steps that go wrong where told to, and what two runs are compared by."""
 
 from __future__ import annotations
 

@@ -11,9 +11,13 @@ import pyarrow as pa
 from gristmill.shards import manifest, writer
 
 
-def write_shards(folder: Path, noise: float = 0.0) -> Path:
-    """Of three tokens in the mixture "both", two are from the source "even" and one is from "odd". With `noise`, so many
-    documents of tokens drawn at random stand beside each of the others; all else is the same."""
+def write_shards(folder: Path, skip: int = 0, noise: float = 0.0) -> Path:
+    """Of three tokens in the mixture "both", two are from the source "even" and one is from "odd".
+
+    Args:
+        skip: leave out so many documents of each source.
+        noise: so many documents of tokens drawn at random stand beside each of the others; all else is the same.
+    """
     from pydoc_data.topics import topics
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,7 +34,7 @@ def write_shards(folder: Path, noise: float = 0.0) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     sha = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     about = manifest.TokenizerInfo(name="tiny", sha256=sha, vocab_size=tokenizer.get_vocab_size(), eos_id=0)
-    for name, texts in (("even", paragraphs[2 * skip :: 2]), ("odd", paragraphs[2 * skip + 1 :: 2])):
+    for name, texts in (("even", paragraphs[::2]), ("odd", paragraphs[1::2])):
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
         draw = np.random.default_rng(0)
         ids += [draw.integers(1, about.vocab_size, 60).tolist() for _ in range(round(noise * len(texts)))]

@@ -27,7 +27,7 @@ from gristmill.trainer import checkpoint, cli, data, evaluate, generate, loop
 from gristmill.trainer.config import BatchConfig
 from gristmill.trainer.data import Document, Example
 from gristmill.trainer.model import precision
-from gristmill.trainer.model.config import ModelConfig, ModelSection
+from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
@@ -151,7 +151,7 @@ def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp
     model = dataclasses.replace(SMALL, **changes, adapt=True, bungee=2.0, options=options)
     about = config(shards, tmp_path / "whole", model=model, validate_tokens=0)
     loop.train(about)
-    events = events_of(about.folder)
+    events = events_of(about.folder, "step")
     assert [len(row) for row in events[-1]["router"]["load"]] == [4, 6]  # layers of unlike experts, dense ones left out
     assert all(0.0 < spread < 0.2 for spread in events[-1]["router"]["bias_range"])
     assert all(0.0 < share < 1.0 for share in events[-1]["router"]["dropped"])
@@ -167,7 +167,7 @@ def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp
         loop.train(again)
     loop.resume(again.folder)
     assert same_weights(again.folder, about.folder)
-    assert events_of(again.folder) == events
+    assert events_of(again.folder, "step") == events
 
 
 def test_a_model_without_experts_trains_and_reports_no_router(shards, tmp_path):
@@ -300,7 +300,7 @@ def test_a_damaged_checkpoint_is_named(shards, tmp_path):
 
 
 def test_divergence_stops_with_the_mend(shards, tmp_path):
-    wild = OptimizerConfig(learning_rate=1e30, warmup=0.0, clip=0.0)
+    wild = OptimizerConfig(learning_rate=1e9, warmup=0.0, clip=0.0)
     with pytest.raises(GristmillError, match=r"step \d: loss .*lower --optimizer.learning-rate"):
         loop.train(config(shards, tmp_path / "wild", optimizer=wild))
     assert read_json(tmp_path / "wild" / "run.json")["status"] == "failed"

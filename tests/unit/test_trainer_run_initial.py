@@ -86,13 +86,14 @@ def test_a_run_without_a_checkpoint_begins_from_the_same_weights_or_not_at_all(
     state = read_json(newest / "state.json")
     from gristmill.base.files import sha256_file
 
-    write_json(newest / "state.json", state | {"sha256": {"model.safetensors": sha256_file(newest / "model.safetensors")}})
-    with pytest.raises(DataError, match="not the weights that .* began with"):
+    hashes = {"model.safetensors": sha256_file(newest / "model.safetensors")}
+    write_json(newest / "state.json", state | {"sha256": hashes})
+    with pytest.raises(DataError, match=r"not the weights that .* began with"):
         loop.resume(about.folder)
 
 
 @pytest.mark.parametrize(("changes", "told"), [
-    ({"width": 24}, r"embedding_VD is \[400, 16\], and this run's model has \[400, 24\]"),
+    ({"width": 24}, r"attention.key.weight is \[8, 16\], and this run's model has \[8, 24\]"),
     ({"layers": 3}, "has no blocks.2"),
     ({"layers": 1}, "has blocks.1"),
     ({"tie_embeddings": False}, "has no head_VD"),

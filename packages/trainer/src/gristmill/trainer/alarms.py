@@ -142,7 +142,7 @@ class Alarms:
         counts = self.collapsed or [0] * len(loads)
         self.collapsed = [count + 1 if self._is_collapsed(load) else 0 for count, load in zip(counts, loads)]
         layers = [layer for layer, count in enumerate(self.collapsed) if count == wanted]
-        told = f"{_named('layer', layers)} of those with experts: the same few get nearly everything, {wanted} steps long"
+        told = f"{_named('layer', layers)} with experts: the same few get nearly everything, {wanted} steps long"
         return [Alert("router_collapse", policy, step - wanted + 1, told)] if layers else []
 
     def _is_collapsed(self, load: Sequence[float]) -> bool:
@@ -162,7 +162,7 @@ class Alarms:
         ]
         dead = {layer: [e for e, count in enumerate(row) if count == wanted] for layer, row in enumerate(self.idle)}
         told = "; ".join(f"layer {layer}: {_named('expert', own)}" for layer, own in dead.items() if own)
-        told = f"{told} of those with experts: nearly no token in {wanted} steps"
+        told = f"{told}: nearly no token in {wanted} steps (counting layers that have experts)"
         return [Alert("dead_experts", policy, step - wanted + 1, told)] if any(dead.values()) else []
 
 

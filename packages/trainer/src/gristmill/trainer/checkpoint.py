@@ -187,7 +187,7 @@ def _building(final: Path) -> Iterator[Path]:
     temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with writing(final):
+        with writing(temporary):
             temporary.mkdir(parents=True)
             yield temporary
             replace_folder(temporary, final)

@@ -33,8 +33,8 @@ class CheckpointWriter:
     def save(
         self, state: State, tensors: Tensors, first: Callable[[], None], then: Callable[[], None], best: int | None
     ) -> None:
-        """Copy the tensors, and begin to write. In the other thread, `first` comes before the files, and `then` when the
-        checkpoint stands; older ones are removed, but for that of step `best`."""
+        """Copy the tensors, and begin to write. In the other thread, `first` comes before the files, `then` when the
+        checkpoint stands. Older ones are removed, but for that of step `best`."""
         self.wait()
         copies = {
             file: {name: _unwritten(self._copy((file, name), value)) for name, value in own.items()}

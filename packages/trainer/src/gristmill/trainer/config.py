@@ -163,7 +163,10 @@ class TrainConfig:
 
     def tokens_after(self, step: int) -> int:
         """Tokens of the first `step` steps."""
-        return self.trained_tokens - sum(left.steps * left.windows for left in self.stages_after(step)) * self.batch.sequence
+        return (
+            self.trained_tokens
+            - sum(left.steps * left.windows for left in self.stages_after(step)) * self.batch.sequence
+        )
 
     def require_paths(self) -> None:
         for name in ("mixture", "data", "output"):

@@ -44,7 +44,9 @@ def find(place: str) -> Initial:
     chosen = checkpoint.newest(folder) if (folder / "run.json").exists() else folder
     run_folder = chosen.resolve().parents[1]
     run = read_run(run_folder)
-    weights = {name: _unwritten(tensor) for name, tensor in tensor_file.read_file(checkpoint.weights_file(chosen)).items()}
+    weights = {
+        name: _unwritten(tensor) for name, tensor in tensor_file.read_file(checkpoint.weights_file(chosen)).items()
+    }
     about = {"place": place, "sha256": checkpoint.weights_hash(chosen), "step": checkpoint.position(chosen).step}
     return Initial(model_config(run_folder, run), weights, about, run["tokenizer"])
 

@@ -31,13 +31,13 @@ def stages(windows: int, first: int, share: float, batches: int) -> list[Stage]:
     sizes = list(itertools.takewhile(lambda size: size < windows, doubled)) if first > 0 else []
     if first and (first < 1 or first << len(sizes) != windows):
         raise UsageError(
-            f"batch.ramp_from ({first}): windows double up to batch.sequences ({windows}); give that, halved a few times"
+            f"batch.ramp_from ({first}): windows double up to batch.sequences ({windows}); give that, halved some times"
         )
     each = int(share * batches) // len(sizes) if sizes else 0
     if sizes and not each:
         raise UsageError(
-            f"batch.ramp_share ({share}) of {batches} full batches is not one for each of {len(sizes)} stages; raise it, "
-            "or begin with more windows (batch.ramp_from)"
+            f"batch.ramp_share ({share}) of {batches} full batches is not one for each of {len(sizes)} stages; raise "
+            "it, or begin with more windows (batch.ramp_from)"
         )
     ramp = [Stage(each * windows // size, size) for size in sizes]
     return [*ramp, Stage(batches - each * len(sizes), windows)]
