@@ -73,11 +73,13 @@ def transformers(config: ModelConfig, kind: str, experts: str = "grouped_mm", co
             logits_TV = run(input_ids=x_BS).logits.flatten(0, 1)
         return nn.functional.cross_entropy(logits_TV.float(), y_BS.flatten())
 
-    theirs = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    return _step(model, theirs, loss)
+    plain = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    return _step(model, plain, loss)
 
 
-def _step(model: nn.Module, own: torch.optim.Optimizer | optimizer.Optimizer, loss: Callable[..., torch.Tensor]) -> Step:
+def _step(
+    model: nn.Module, own: torch.optim.Optimizer | optimizer.Optimizer, loss: Callable[..., torch.Tensor]
+) -> Step:
     model.train()
 
     def step(tokens_BS: torch.Tensor) -> float:

@@ -32,7 +32,7 @@ def _linear(config: OptimizerConfig, step: int, warmup: int, steps: int) -> floa
 
 
 def _wsd(config: OptimizerConfig, step: int, warmup: int, steps: int) -> float:
-    falling = min(round(config.decay * steps), steps - warmup)
+    falling = min(max(round(config.decay * steps), 1 if config.decay else 0), steps - warmup)
     return _FALLS[config.decay_shape](max(step - (steps - falling), 0) / max(falling, 1))
 
 
