@@ -249,9 +249,10 @@ def test_unique_tokens_cut_a_source_at_random_and_leave_the_others(dataset: Data
     once = [{(source, shard, start) for source, _epoch, shard, start in each} for each in read]
     assert once[0] < once[1] and part.epochs()["web"] == pytest.approx(3 * whole.epochs()["web"], rel=0.05)
     assert part.identity(0) != whole.identity(0)
-    assert plan(asked, dataset, S, tokens=100 * S, unique_tokens={"web": 2 * size}).sha == plan(
-        asked, dataset, S, tokens=100 * S
-    ).sha
+    assert (
+        plan(asked, dataset, S, tokens=100 * S, unique_tokens={"web": 2 * size}).sha
+        == plan(asked, dataset, S, tokens=100 * S).sha
+    )
     for wrong, why in (({"wbe": 9}, "no source 'wbe'; did you mean 'web'"), ({"web": 0}, "web must be at least 1")):
         with pytest.raises(UsageError, match=why):
             plan(asked, dataset, S, tokens=100 * S, unique_tokens=wrong)

@@ -58,7 +58,7 @@ def test_on_a_gpu_time_is_arithmetic_over_an_assumed_share_of_its_peak(shards):
     peak = hardware.of_gpu("H100")
     assert peak is not None
     assert result["time"]["seconds"] == pytest.approx(result["flops"] / (peak.flops * 0.25))
-    assert "25% is assumed" in result["time"]["how"] and "data sheet" in result["time"]["how"].replace("white paper", "data sheet")
+    assert "25% is assumed" in result["time"]["how"] and "NVIDIA" in result["time"]["how"]
     with pytest.raises(UsageError, match="--gpu H1000: its peak is not known here; did you mean 'H100'"):
         plan.plan(config(shards, gpu="H1000"))
 
@@ -108,8 +108,8 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_recomputation():
     assert one[:3] == four[:3]
 
 
-@pytest.mark.parametrize("preset", presets())
-def test_memory_of_every_preset_is_known_without_having_it(preset):
+@pytest.mark.parametrize("preset", [name for name in presets() if "debug" in name] + ["stable", "moonlight-16b-a3b"])
+def test_memory_of_a_preset_is_known_without_having_it(preset):
     shape = resolve(ModelSection(preset=preset, vocab=4096))
     found = memory.estimate(shape, TrainConfig(batch=BatchConfig(sequence=256, sequences=1, micro=1), precision="bf16"))
     assert found.gradients == 4 * sum(n for part, n in count(shape).parts.items()) - _buffers(shape)
@@ -138,7 +138,9 @@ def test_state_of_other_optimisers_is_their_own():
 
 
 def test_plan_on_the_command_line(shards, capsys):
-    arguments = f"--mixture both --data {shards} --tokens 1024 --model.width 16 --batch.sequence 32 --timed-steps 0 --json"
+    arguments = (
+        f"--mixture both --data {shards} --tokens 1024 --model.width 16 --batch.sequence 32 --timed-steps 0 --json"
+    )
     assert cli.plan(arguments.split()) == 0
     assert json.loads(capsys.readouterr().out)["mixture"] == "both"
     with pytest.raises(UsageError, match="--data is missing"):

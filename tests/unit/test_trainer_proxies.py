@@ -1,4 +1,4 @@
-"""Proxies of two mixtures: planted differences are found, intervals know of seeds, and a re-run does what is missing."""
+"""Proxies of two mixtures: planted differences are found, intervals know of seeds, a re-run does what is missing."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     for name, noise in (("clean", 0.0), ("noisy", 2.0)):
         (root / name).mkdir()
-        write_shards(root / name, noise)
+        write_shards(root / name, noise=noise)
     return root
 
 
 def config(data: Path, output: Path, **changes) -> ProxiesConfig:
     base = ProxiesConfig(
-        mixtures=f"both@{data / 'clean'},both@{data / 'noisy'}", output=str(output), seeds=2, tokens=24 * 8 * 32,
-        held_out=str(data / "clean"), validate_tokens=0, model=SMALL, samples=SamplesConfig(every=0),
+        mixtures=f"both@{data / 'clean'},both@{data / 'noisy'}", output=str(output), seeds=3, tokens=24 * 8 * 32,
+        held_out=str(data / "clean"), validate_tokens=0, model=SMALL, samples=SamplesConfig(tokens=0),
         batch=BatchConfig(sequence=32, sequences=8, micro=8),
     )  # fmt: skip
     return dataclasses.replace(base, **changes)
@@ -55,7 +55,7 @@ def test_noise_is_found_out_and_so_is_that_dropping_text_at_random_does_not_help
         assert (each["a"], each["b"]) == ("clean", name)
         assert [row["name"] for row in each["sets"]] == ["all", "even", "odd"]
         row = each["sets"][0]
-        assert row["verdict"] == "better" and row["ci95"][1] < 0 and len(row["by_pair"]) == 2
+        assert row["verdict"] == "better" and row["ci95"][1] < 0 and len(row["by_pair"]) == 3
         assert row["difference"] == pytest.approx(np.mean(row["by_pair"]))
     assert "clean is better than noisy by" in result["verdict"]
     assert "clean is better than random-drop by" in result["verdict"]
@@ -66,12 +66,10 @@ def test_noise_is_found_out_and_so_is_that_dropping_text_at_random_does_not_help
 
 def test_the_control_has_as_much_text_as_the_first_and_pairs_share_all_but_the_text(compared):
     output, result = compared
-    clean, noisy, drop = (
-        {row["source"]: row["unique_tokens"] for row in arm["sources"]} for arm in result["arms"]
-    )
+    clean, noisy, drop = ({row["source"]: row["unique_tokens"] for row in arm["sources"]} for arm in result["arms"])
     assert clean == drop and all(noisy[name] > 1.5 * clean[name] for name in clean)
     runs = {name: read_json(output / name / "run.json") for name in result["runs"]}
-    for seed in (0, 1):
+    for seed in range(3):
         of_seed = [runs[f"{arm}-seed{seed}"] for arm in ("clean", "noisy", "random-drop")]
         for run in of_seed:
             assert run["config"]["seed"] == run["config"]["data_seed"] == seed and run["tokens"] == 24 * 8 * 32
@@ -210,8 +208,8 @@ def test_compare_trains_where_mixtures_are_given(data, compared, capsys):
         if value is not None and name != "preset"
     )
     arguments = (
-        f"--mixtures both@{data / 'clean'},both@{data / 'noisy'} --output {output} --seeds 2 --tokens {24 * 8 * 32} "
-        f"--held-out {data / 'clean'} --validate-tokens 0 --batch.sequence 32 {model} --samples.every 0 --json"
+        f"--mixtures both@{data / 'clean'},both@{data / 'noisy'} --output {output} --seeds 3 --tokens {24 * 8 * 32} "
+        f"--held-out {data / 'clean'} --validate-tokens 0 --batch.sequence 32 {model} --samples.tokens 0 --json"
     )
     assert cli.compare(arguments.split()) == 0
     assert json.loads(capsys.readouterr().out) == result

@@ -135,8 +135,8 @@ def _warnings(plan: Mapping[str, Any]) -> Iterator[str]:
             )
     if (each := plan["model"]["tokens_per_active_parameter"]) < FEWEST_TOKENS:
         yield (
-            f"{each:.1f} tokens for each active parameter: for the same work a smaller model with more text learns more "
-            f"(about {FEWEST_TOKENS} for dense models, arXiv 2203.15556); raise --tokens, or take a smaller model"
+            f"{each:.1f} tokens for each active parameter: for the same work a smaller model with more text learns "
+            f"more (about {FEWEST_TOKENS} for dense models, arXiv 2203.15556); raise --tokens, or take a smaller model"
         )
     if plan["time"]["seconds"] is None:
         yield f"no time is told: {plan['time']['how']}"
@@ -146,11 +146,11 @@ def table(plan: Mapping[str, Any]) -> str:
     """For a terminal: sources, then a line for each kind of thing that the run takes."""
     model, memory, time, cost = (plan[name] for name in ("model", "memory", "time", "cost"))
     lines = [f"{'source':<20}{'share':>8}{'tokens':>18}{'unique tokens':>18}{'epochs':>9}{'at most':>9}"]
-    for row in plan["sources"]:
-        lines.append(
-            f"{row['source']:<20.20}{row['share']:>8.1%}{row['tokens']:>18,}{row['unique_tokens']:>18,}"
-            f"{row['epochs']:>9.2f}{row['max_epochs']:>9g}"
-        )
+    lines += [
+        f"{row['source']:<20.20}{row['share']:>8.1%}{row['tokens']:>18,}{row['unique_tokens']:>18,}"
+        f"{row['epochs']:>9.2f}{row['max_epochs']:>9g}"
+        for row in plan["sources"]
+    ]
     kinds = ", ".join(f"{name} {_gigabytes(memory[name])}" for name in Memory._fields)
     checkpoints = plan["checkpoints"]
     facts = {

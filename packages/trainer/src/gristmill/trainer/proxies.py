@@ -1,8 +1,8 @@
-"""Does one mixture teach more than another? Small runs of both at the same budget, in pairs that share all but the text.
+"""Does one mixture teach more than another? Small runs of both at one budget, in pairs that share all but the text.
 
 The control answers the objection that less text, read more often, is what made the difference: the second mixture, cut
-at random to as much unique text as the first has. Every proxy is a run like any other: whatever ends the comparison, the
-same command goes on, and does only what is missing.
+at random to as much unique text as the first has. Every proxy is a run like any other: whatever ends the comparison,
+the same command goes on, and does only what is missing.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def _require_comparable(planned: Sequence[_Planned]) -> None:
 def _control(planned: Sequence[_Planned]) -> Arm | None:
     """The second arm with no more unique tokens of any source than the first; None where it has no more anyway."""
     a, b = (_unique_tokens(one) for one in planned)
-    cut = {name: a[name] for name in a.keys() & b.keys() if a[name] < b[name]}
+    cut = {name: a[name] for name in sorted(a.keys() & b.keys()) if a[name] < b[name]}
     second = planned[1].arm
-    return second._replace(name=CONTROL, unique_tokens=second.unique_tokens | dict(sorted(cut.items()))) if cut else None
+    return Arm(CONTROL, second.mixture, second.data, second.unique_tokens | cut) if cut else None
 
 
 def _unique_tokens(one: _Planned) -> dict[str, int]:
@@ -115,7 +115,7 @@ def _says_little(control: _Planned, whole: _Planned) -> list[str]:
 
 
 def _leaks(planned: Sequence[_Planned], held_out: Dataset) -> list[str]:
-    """A document's side is decided by its id, a salt and a fraction: with others, what is held out here is not there."""
+    """A document's side is decided by its id, a salt and a fraction: by others, what is held out here is not there."""
     unlike = {
         f"{one.arm.name}'s {source.name}"
         for one in planned

@@ -14,7 +14,6 @@ from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
 from gristmill.trainer.config import TrainConfig
 
-
 CONTROL = "random-drop"
 
 
@@ -32,8 +31,8 @@ class ProxiesConfig(TrainConfig):
     """Proxies to compare: all that `trainer run` takes, for every one of them, and what they differ in."""
 
     mixtures: str = ""
-    """Two mixtures, MIXTURE,MIXTURE: the one that the verdict is about, then the one it is held against. MIXTURE@DATA for
-    one in another folder than --data; NAME=MIXTURE@DATA gives it a name."""
+    """Two mixtures, MIXTURE,MIXTURE: the one that the verdict is about, then the one it is held against. MIXTURE@DATA
+    for one in another folder than --data; NAME=MIXTURE@DATA gives it a name."""
     seeds: int = 3
     """Pairs: seeds --seed, --seed + 1, ... are of the initial weights, and of the data order unless --data-seed is
     given."""
@@ -70,9 +69,7 @@ class ProxiesConfig(TrainConfig):
         names = next((each for each in _names(parts) if len(set(each)) == 2), None)
         if names is None:
             raise UsageError(f"--mixtures {self.mixtures}: two of one name; give NAME=MIXTURE@DATA")
-        one, other = (
-            Arm(name, mixture, data, self.unique_tokens) for name, (_, mixture, data) in zip(names, parts)
-        )
+        one, other = (Arm(name, mixture, data, self.unique_tokens) for name, (_, mixture, data) in zip(names, parts))
         if wrong := [name for name in names if "/" in name or name.startswith(".") or name == CONTROL]:
             raise UsageError(f"--mixtures: {wrong[0]!r} cannot be a name here; give NAME=MIXTURE@DATA")
         return one, other

@@ -40,11 +40,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         axes.errorbar(middle, places, xerr=reach, fmt="o", markersize=4, capsize=3, color=colour, label=_plain(label))
     axes.set_yticks(range(len(names)), [_plain(name) for name in names])
     axes.invert_yaxis()
-    axes.set_xlabel(
-        f"difference in bits per byte on held-out documents, 95 % interval; less than 0: {_plain(comparisons[0]['a'])} is "
-        "better",
-        fontsize=8,
-    )
+    better = f"less than 0: {_plain(comparisons[0]['a'])} is better"
+    axes.set_xlabel(f"difference in bits per byte on held-out documents, 95 % interval; {better}", fontsize=8)
     axes.legend(fontsize=8, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -26,9 +26,7 @@ def seconds_of_step(
     (masks cost time). Of a step of many micro-batches two are timed: the others take as long as the second."""
     torch.set_num_threads(config.threads)
     rounding = precision.StochasticRounding(config.seed, device) if config.stochastic_rounding else None
-    network = Transformer(
-        model, precision.build(config.precision, config.expert_precision, rounding), config.recompute
-    )
+    network = Transformer(model, precision.build(config.precision, config.expert_precision, rounding), config.recompute)
     network.initialise(config.seed)
     network.to(device)
     if config.compile:
