@@ -66,11 +66,12 @@ def test_each_expert_and_each_of_stacked_maps_moves_by_itself(monkeypatch):
 def test_singular_values_come_near_one():
     for index, shape in enumerate([(16, 64), (64, 16), (5, 16, 64), (2, 3, 64, 16)]):
         (result,) = orthogonalise([1e3 ** (index - 1) * normal(*shape)])
-        values = torch.linalg.svdvals(result)
+        values = torch.linalg.svdvals(result.float())
         assert result.shape == shape and values.min() > 0.6 and values.max() < 1.3
 
 
-def test_the_direction_of_the_singular_vectors_stays():
+def test_the_direction_of_the_singular_vectors_stays(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     matrix = normal(8, 32)
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     (result,) = orthogonalise([matrix])

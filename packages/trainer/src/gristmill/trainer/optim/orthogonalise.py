@@ -14,13 +14,14 @@ import torch
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at 0; singular values end near 1, not at it
 STEPS = 5
 TINY = 1e-7
+_QUICK_ON_CPU = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 AT_ONCE = 1 << 26  # numbers of a stack: 128 MiB in bf16, and products of it twice that
 
 
 @torch.no_grad()
 def orthogonalise(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Each [..., M, K] matrix, or stack of such, with singular values near 1: in the order and the shapes given,
-    on a GPU in bf16."""
+    in bf16 where that is quicker."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for index, matrix in enumerate(matrices):
         alike.setdefault(tuple(matrix.shape[-2:]), []).append(index)
@@ -48,5 +49,5 @@ def newton_schulz(stack_NMK: torch.Tensor) -> torch.Tensor:
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:
-    """In bf16 where that is quicker, as in torch.optim.Muon: the iteration forgives rounding."""
-    return x.bfloat16() if x.is_cuda else x
+    """In bf16 where that is quicker, as always in torch.optim.Muon: the iteration forgives rounding."""
+    return x.bfloat16() if x.is_cuda or _QUICK_ON_CPU else x
