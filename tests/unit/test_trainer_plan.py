@@ -59,6 +59,7 @@ def test_on_a_gpu_time_is_arithmetic_over_an_assumed_share_of_its_peak(shards):
     assert peak is not None
     assert result["time"]["seconds"] == pytest.approx(result["flops"] / (peak.flops * 0.25))
     assert "25% is assumed" in result["time"]["how"] and "NVIDIA" in result["time"]["how"]
+    assert result["machine"] == {"name": "H100", "memory": 80e9}
     with pytest.raises(UsageError, match="--gpu H1000: its peak is not known here; did you mean 'H100'"):
         plan.plan(config(shards, gpu="H1000"))
 
@@ -73,7 +74,7 @@ def test_what_makes_a_bad_run_is_warned_of(shards, tmp_path, monkeypatch):
     assert "tokens for each active parameter" in starved[0]
     monkeypatch.setattr(plan, "_memory_of", lambda _device: 1000)
     small = plan.plan(config(shards))
-    assert small["time"]["seconds"] is None and "too little" in small["warnings"][-1] and plan.table(small)
+    assert small["time"]["seconds"] is None and "has 0.00 GB of memory" in small["warnings"][-1] and plan.table(small)
 
 
 def test_a_later_part_of_the_order_is_counted_by_itself(shards):

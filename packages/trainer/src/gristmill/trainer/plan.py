@@ -41,7 +41,9 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     counts = count(model)
     flops = counts.flops_per_token(config.batch.sequence) * config.trained_tokens
     needed = memory.estimate(model, config)
-    timed = _on_gpu(config, flops) if config.gpu else _here(config, model, needed, _document_tokens(order, dataset))
+    machine, time = (
+        _on_gpu(config, flops) if config.gpu else _here(config, model, needed, _document_tokens(order, dataset))
+    )
     result = {
         "mixture": mixture.name,
         "data": dataset.manifest.content_id,
@@ -58,8 +60,9 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "flops": flops,
         "memory": {**needed._asdict(), "total": needed.total, "assumes": memory.ASSUMES},
         "checkpoints": {"bytes": needed.checkpoint, "kept": config.keep_checkpoints},
-        "time": timed,
-        "cost": _cost(config, timed["seconds"]),
+        "machine": machine,
+        "time": time,
+        "cost": _cost(config, time["seconds"]),
     }
     return result | {"warnings": list(_warnings(result))}
 
@@ -81,33 +84,35 @@ def _sources(config: PlanConfig, mixture: Mixture, order: Plan) -> list[dict[str
     ]
 
 
-def _on_gpu(config: PlanConfig, flops: float) -> dict[str, Any]:
+def _on_gpu(config: PlanConfig, flops: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(machine, time)."""
     peak = hardware.of_gpu(config.gpu)
     if peak is None:
         raise UsageError(f"--gpu {config.gpu}: its peak is not known here{nearest(config.gpu, hardware.gpu_names())}")
     seconds = flops / (peak.flops * config.mfu)
     how = f"{peak.name}, {peak.flops / 1e12:,.0f} TFLOP/s ({peak.source}), of which {config.mfu:.0%} is assumed"
-    return {"seconds": seconds, "tokens_per_second": config.trained_tokens / seconds, "how": how}
+    time = {"seconds": seconds, "tokens_per_second": config.trained_tokens / seconds, "how": how}
+    return {"name": peak.name, "memory": peak.memory_gb and peak.memory_gb * 1e9}, time
 
 
-def _here(config: PlanConfig, model: ModelConfig, needed: Memory, document_tokens: float) -> dict[str, Any]:
+def _here(
+    config: PlanConfig, model: ModelConfig, needed: Memory, document_tokens: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(machine, time); no step is timed that the machine could not hold."""
     device = pick_device(config.device)
-    has = _memory_of(device)
-    why_not = "no step was timed" if not config.timed_steps else ""
-    if needed.total > has:
-        why_not = f"this machine has {has / 1e9:,.1f} GB, too little: name another with --gpu"
-    if why_not:
-        return {"seconds": None, "tokens_per_second": None, "how": why_not}
+    name = f"{config.threads} CPU thread(s)" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    machine = {"name": name, "memory": _memory_of(device)}
+    if not config.timed_steps or needed.total > machine["memory"]:
+        return machine, {"seconds": None, "tokens_per_second": None, "how": "no step was timed"}
     step = timing.seconds_of_step(model, config, device, config.timed_steps, document_tokens)
     speed = config.batch.tokens / step
-    where = f"{config.threads} CPU thread(s)" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    how = f"{config.timed_steps} steps timed here, on {where}"
-    return {"seconds": config.trained_tokens / speed, "tokens_per_second": speed, "how": how}
+    how = f"{config.timed_steps} steps timed here, on {name}"
+    return machine, {"seconds": config.trained_tokens / speed, "tokens_per_second": speed, "how": how}
 
 
 def _memory_of(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -135,11 +140,15 @@ def _warnings(plan: Mapping[str, Any]) -> Iterator[str]:
             )
     if (each := plan["model"]["tokens_per_active_parameter"]) < FEWEST_TOKENS:
         yield (
-            f"{each:.1f} tokens for each active parameter: for the same work a smaller model with more text learns "
+            f"{each:.2g} tokens for each active parameter: for the same work a smaller model with more text learns "
             f"more (about {FEWEST_TOKENS} for dense models, arXiv 2203.15556); raise --tokens, or take a smaller model"
         )
-    if plan["time"]["seconds"] is None:
-        yield f"no time is told: {plan['time']['how']}"
+    needed, has = plan["memory"]["total"], plan["machine"]["memory"]
+    if has is not None and needed > has:
+        yield (
+            f"{plan['machine']['name']} has {_gigabytes(has)} of memory, and a step takes {_gigabytes(needed)}: try a "
+            "smaller --batch.micro, --recompute, or a smaller model"
+        )
 
 
 def table(plan: Mapping[str, Any]) -> str:
@@ -157,7 +166,7 @@ def table(plan: Mapping[str, Any]) -> str:
         "budget": f"{plan['tokens']:,} tokens of {plan['mixture']} in {plan['steps']:,} steps, "
         f"{plan['batch_tokens']:,} tokens each",
         "model": f"{model['preset']}: {model['parameters']:,} parameters, {model['active_parameters']:,} active; "
-        f"{model['tokens_per_active_parameter']:,.1f} tokens for each active one",
+        f"{model['tokens_per_active_parameter']:,.3g} tokens for each active one",
         "memory": f"{_gigabytes(memory['total'])}: {kinds} ({memory['assumes']})",
         "disk": f"{checkpoints['kept']} checkpoints of {_gigabytes(checkpoints['bytes'])}, and one while it is written",
         "work": f"{plan['flops']:.3g} FLOP",

@@ -132,9 +132,13 @@ def _leaks(planned: Sequence[_Planned], held_out: Dataset) -> list[str]:
 
 
 def _evaluate(config: ProxiesConfig, folder: Path, held_out: Dataset) -> None:
-    path, wanted = folder / "evaluation.json", {"data": held_out.manifest.content_id, "split": "valid"}
-    wanted["tokens_of_each"] = config.held_out_tokens
-    wanted["tokens_trained"] = read_json(folder / "run.json")["tokens"]
+    path = folder / "evaluation.json"
+    wanted = {
+        "data": held_out.manifest.content_id,
+        "split": "valid",
+        "tokens_of_each": config.held_out_tokens,
+        "tokens_trained": read_json(folder / "run.json")["tokens"],
+    }
     found = read_json(path) if path.exists() and (folder / "evaluation.parquet").exists() else {}
     if any(key not in found or found[key] != value for key, value in wanted.items()):
         evaluate(
