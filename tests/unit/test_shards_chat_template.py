@@ -189,7 +189,7 @@ def test_templates_are_found_where_models_keep_them(tmp_path: Path) -> None:
     assert template_file.read(tmp_path / "tokenizer_config.json") == CHAT
     (tmp_path / "chat_template.jinja").write_text(TRIMS)
     found = template_file.find_template(tmp_path)
-    assert found == tmp_path / "chat_template.jinja" and template_file.read(found) == TRIMS
+    assert found is not None and found.name == "chat_template.jinja" and template_file.read(found) == TRIMS
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(DataError, match="has no chat_template"):
         template_file.read(tmp_path / "tokenizer_config.json")

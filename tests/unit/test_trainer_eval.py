@@ -60,10 +60,10 @@ def test_only_what_is_learnt_from_is_scored(trained: Path, shards: Path) -> None
         assert nll == pytest.approx(wanted, rel=1e-5)
     assert all(a < b for a, b in zip(got, evaluate.score(model, whole, sequence=16, eos=0)))
     counted = data.count_bytes(documents, shards / "tokenizer.json")
-    text = load_tokenizer(shards / "tokenizer.json").decode(
-        documents[1].tokens[:-1][documents[1].learnt[:-1]].tolist(),
-        skip_special_tokens=False,  # pyright: ignore
-    )
+    _, _, tokens, _, learnt = documents[1]
+    assert learnt is not None
+    decode = load_tokenizer(shards / "tokenizer.json").decode
+    text = decode(tokens[:-1][learnt[:-1]].tolist(), skip_special_tokens=False)
     assert counted[1].bytes == len(text.encode())
     told = evaluate.summarise(counted, got)["by_source"]["s"]
     assert told["tokens"] == sum(int(d.learnt.sum()) for d in documents if d.learnt is not None)
@@ -190,6 +190,6 @@ def test_what_fills_a_row_up_changes_nothing(trained: Path) -> None:
     got = model._loglikelihood_tokens([(None, *pair) for pair in pairs])
     for (before, scored), (value, _) in zip(pairs, got):
         assert value == pytest.approx(likelihood(loaded, before[-(33 - len(scored)) :], scored), rel=1e-4)
-    greedy = loaded.model.logits(torch.tensor([[0, 5]]))[0, -1].argmax().item()
-    assert model._loglikelihood_tokens([(None, [0, 5], [greedy])])[0][1]
-    assert not model._loglikelihood_tokens([(None, [0, 5], [greedy + 1])])[0][1]
+    greedy = loaded.model.logits(torch.tensor([[0, 5]]))[0, -1].argmax()
+    assert model._loglikelihood_tokens([(None, [0, 5], [int(greedy)])])[0][1]
+    assert not model._loglikelihood_tokens([(None, [0, 5], [int(greedy) + 1])])[0][1]

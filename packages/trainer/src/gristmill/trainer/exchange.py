@@ -113,7 +113,8 @@ def export_run(
     position = checkpoint.position(chosen)
     weights = tensor_file.read_file(checkpoint.weights_file(chosen))
     weights.pop("coefficients.factors", None)  # of the training losses
-    ids = dict(zip(("bos_token_id", "eos_token_id"), document_ids(run, record, config.vocab)))
+    bos, eos = document_ids(run, record, config.vocab)
+    ids = {"bos_token_id": bos, "eos_token_id": eos}
     sequence = record["config"]["batch"]["sequence"]
     with _whole(out) as temporary:
         _write_tokenizer(run, temporary, tokenizer, ids, sequence)

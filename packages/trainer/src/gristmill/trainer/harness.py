@@ -45,7 +45,7 @@ def evaluate(
         UsageError: lm-eval is not installed, no such task, or no tokenizer.
     """
     try:
-        import lm_eval
+        from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UsageError(f"--tasks needs lm-eval ({error}); pip install 'gristmill-trainer[tasks]'") from None
@@ -69,10 +69,9 @@ def evaluate(
     from gristmill.trainer.harness_model import HarnessModel
 
     model = HarnessModel(trained, load_tokenizer(file))
-    results = lm_eval.simple_evaluate(
+    results: Any = simple_evaluate(
         model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False
     )
-    assert results is not None
     summary = {
         "format": FORMAT,
         "lm_eval": version("lm_eval"),

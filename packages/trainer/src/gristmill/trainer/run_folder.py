@@ -57,8 +57,8 @@ def document_ids(folder: Path, run: Mapping[str, Any], vocab: int) -> tuple[int,
         DataError: run.json has no such ids, or others than the model knows.
     """
     about = run.get("tokenizer")
-    told = about if isinstance(about, Mapping) else {}
-    ids = {"bos_id": told.get("bos_id", told.get("eos_id")), "eos_id": told.get("eos_id")}
+    told: Mapping[str, Any] = about if isinstance(about, Mapping) else {}
+    ids: dict[str, Any] = {"bos_id": told.get("bos_id", told.get("eos_id")), "eos_id": told.get("eos_id")}
     for name, value in ids.items():
         if type(value) is not int or not 0 <= value < vocab:
             raise DataError(

@@ -43,11 +43,9 @@ class ChatTemplate:
             is not installed.
     """
 
-    name = "own"
-
     def __init__(self, path: Path, tokenizer_file: Path, eos_id: int) -> None:
         text = template_file.read(path)
-        self.recipe: Mapping[str, str] = {"template": self.name, "template_sha256": fingerprint(text)}
+        self.recipe: Mapping[str, str] = {"template": "own", "template_sha256": fingerprint(text)}
         self.eos_id = eos_id
         self._special = template_file.special_tokens(tokenizer_file.parent)
         self._template = template_file.compiled(text, path)

@@ -29,9 +29,15 @@ class Rendered(NamedTuple):
 class Form(Protocol):
     """How conversations are written."""
 
-    name: str
-    recipe: Mapping[str, str]  # what a manifest says of it
-    control: Mapping[int, str]  # the tokens that no text may become
+    @property
+    def recipe(self) -> Mapping[str, str]:
+        """What a manifest says of it."""
+        ...
+
+    @property
+    def control(self) -> Mapping[int, str]:
+        """The tokens that no text may become."""
+        ...
 
     def refused(self, turns: list[Turn]) -> Bad | None:
         """Why a conversation cannot be written in this form."""
