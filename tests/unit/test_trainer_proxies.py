@@ -67,7 +67,7 @@ def test_noise_is_found_out_and_so_is_that_dropping_text_at_random_does_not_help
 def test_the_control_has_as_much_text_as_the_first_and_pairs_share_all_but_the_text(compared):
     output, result = compared
     clean, noisy, drop = ({row["source"]: row["unique_tokens"] for row in arm["sources"]} for arm in result["arms"])
-    assert clean == drop and all(noisy[name] > 1.5 * clean[name] for name in clean)
+    assert drop == pytest.approx(clean, rel=0.01) and all(noisy[name] > 1.5 * clean[name] for name in clean)
     runs = {name: read_json(output / name / "run.json") for name in result["runs"]}
     for seed in range(3):
         of_seed = [runs[f"{arm}-seed{seed}"] for arm in ("clean", "noisy", "random-drop")]

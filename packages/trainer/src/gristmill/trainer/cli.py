@@ -178,7 +178,7 @@ def _compare_mixtures(arguments: list[str]) -> int:
     gets the runs, comparison.json and comparison.svg; the same command again does only what is missing.
 
     Examples:
-        trainer compare --mixtures filtered=demo@shards/filtered,raw=demo@shards/raw --tokens 10M --output proxies
+        trainer compare --mixtures fine=web@shards/fine,raw=web@shards/raw --tokens 10M --output proxies
         trainer compare --mixtures web40_code20,web60 --data shards --seeds 5 --held-out shards/raw --output proxies
     """
     about = inspect.cleandoc(_compare_mixtures.__doc__ or "")

@@ -47,7 +47,12 @@ def run(config: ProxiesConfig) -> dict[str, Any]:
     _require_comparable(planned)
     notes = []
     if config.control and (control := _control(planned)):
-        planned.append(_planned(config, control))
+        try:
+            planned.append(_planned(config, control))
+        except UsageError as error:
+            raise UsageError(
+                f"the random drop of {control.mixture}: {error}; or leave it out with --no-control"
+            ) from None
         notes += _says_little(planned[-1], planned[1])
     elif config.control:
         notes.append(_no_control(planned))
@@ -173,7 +178,7 @@ def _result(
 
 
 def _arm(one: _Planned) -> dict[str, Any]:
-    unique = _unique_tokens(one)
+    unique = {source.name: source.windows * one.plan.unit for source in one.plan.sources}
     return {
         "name": one.arm.name,
         "mixture": one.plan.mixture,

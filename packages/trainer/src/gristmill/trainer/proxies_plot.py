@@ -42,7 +42,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     better = f"less than 0: {_plain(comparisons[0]['a'])} is better"
     axes.set_xlabel(f"difference in bits per byte on held-out documents, 95 % interval; {better}", fontsize=8)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(fontsize=8, frameon=False, loc="outside upper center", ncols=len(comparisons))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     with matplotlib.rc_context({"svg.hashsalt": "gristmill", "svg.fonttype": "none"}), atomic_path(path) as temporary:
