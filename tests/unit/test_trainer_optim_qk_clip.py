@@ -109,6 +109,18 @@ def test_passes_of_a_step_are_seen_together_and_forgotten_after_it():
     torch.testing.assert_close(seen, torch.maximum(*alone))
 
 
+def test_recomputed_activations_are_seen_alike():
+    ids_BS, segments = batch()
+    seen = []
+    for recompute in (False, True):
+        model = build(SHAPE)
+        model.recompute = recompute
+        optimizer.build(model, STILL)
+        model.loss(ids_BS, ids_BS, segments).nll.backward()
+        seen.append(torch.stack([block.attention.largest_H for block in model.blocks]))  # pyright: ignore
+    assert torch.equal(*seen) and seen[0].all()
+
+
 def test_without_a_bound_nothing_is_watched():
     model = build(SHAPE)
     optimizer.build(model, OptimizerConfig())
