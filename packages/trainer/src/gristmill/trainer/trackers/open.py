@@ -62,7 +62,8 @@ class Trackers:
     def _tell(self, act: Callable[[Adapter], None]) -> None:
         for name, adapter in list(self._adapters.items()):
             try:
-                act(adapter)
+                with contextlib.redirect_stdout(sys.stderr):  # what they say is not what the command answers
+                    act(adapter)
             except Exception as error:  # noqa: BLE001 - training outlives whatever a tracker does
                 _left_out(name, error)
                 del self._adapters[name]
@@ -87,7 +88,7 @@ def open_trackers(config: TrackersConfig, folder: Path, record: Mapping[str, Any
     adapters: dict[str, Adapter] = {}
     for name, adapter in classes.items():
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # what they say is not what the command answers
+            with contextlib.redirect_stdout(sys.stderr):
                 adapters[name] = adapter(about)
         except Exception as error:  # noqa: BLE001 - no account, no network, a full disk
             _left_out(name, error)

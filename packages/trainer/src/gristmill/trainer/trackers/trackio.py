@@ -1,4 +1,8 @@
-"""trackio (Hugging Face): a local data base, in TRACKIO_DIR; look at it with `trackio show`."""
+"""trackio (Hugging Face): a local data base, in TRACKIO_DIR; look at it with `trackio show`.
+
+Where someone is logged in to the Hub, it asks there for their name. Steps that come again when a run goes on stand
+there twice, with the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ class Adapter:
     def __init__(self, about: About) -> None:
         self._run = trackio.init(
             about.project, name=f"{about.name}-{about.id}", config=about.facts, resume="allow", embed=False,
-            auto_log_gpu=False,
+            auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
 
     def write(self, step: int, told: Told) -> None:
@@ -20,4 +24,4 @@ class Adapter:
         self._run.log({**told.numbers, **texts}, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        trackio.finish()  # or it would say at exit, after our last word, that it has finished

@@ -5,6 +5,8 @@ It is told the numbers and nothing of the machine: no command line, no code, no 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import wandb
 
@@ -14,13 +16,13 @@ from gristmill.trainer.trackers.open import About
 
 class Adapter:
     def __init__(self, about: About) -> None:
-        # What it holds already of steps that come again is kept, and the second telling dropped: they are the same.
+        # Steps that come again when a run goes on have the same numbers; its page keeps those that came first.
         self._run = wandb.init(
             project=about.project, name=about.name, id=about.id, resume="allow", dir=str(about.folder),
             mode="online" if about.online else "offline", config=about.facts,
             settings=wandb.Settings(
                 console="off", quiet=True, save_code=False, disable_code=True, disable_git=True,
-                x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
+                x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
             ),
         )  # fmt: skip
 
@@ -30,7 +32,7 @@ class Adapter:
             edges = np.linspace(one.low, one.high, len(one.share) + 1)
             values[name] = wandb.Histogram(np_histogram=(np.array(one.share), edges))
         if told.samples:
-            rows = [[sample["prompt"], sample["text"]] for sample in told.samples]
+            rows: list[Any] = [[sample["prompt"], sample["text"]] for sample in told.samples]
             values["samples"] = wandb.Table(columns=["prompt", "text"], data=rows)
         self._run.log(values, step=step)
 
