@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from tests.support.crashing import crashing_at
 from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
-from gristmill.trainer import checkpoint, cli, paired, proxies
+from gristmill.trainer import checkpoint, cli, loop, paired, proxies
 from gristmill.trainer.config import BatchConfig
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.proxies_config import ProxiesConfig
@@ -79,7 +80,7 @@ def test_the_control_has_as_much_text_as_the_first_and_pairs_share_all_but_the_t
         assert windows[source["source"]] == pytest.approx(source["windows"], abs=2)
 
 
-def test_a_rerun_does_only_what_is_missing_and_comes_to_the_same(data, compared, tmp_path):
+def test_a_rerun_does_only_what_is_missing_and_comes_to_the_same(data, compared, tmp_path, monkeypatch):
     first, result = compared
     output = tmp_path / "again"
     shutil.copytree(first, output)
@@ -88,6 +89,10 @@ def test_a_rerun_does_only_what_is_missing_and_comes_to_the_same(data, compared,
     (output / "comparison.json").unlink()
     kept = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     asked = config(data, output)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the machine is gone"):
+        patch.setattr(loop, "train_step", crashing_at(10))
+        proxies.run(asked)
+    assert not (output / "comparison.json").exists()
     assert proxies.run(asked) == result
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
     again, before = (checkpoint.newest(folder / "noisy-seed1") for folder in (output, first))
