@@ -101,6 +101,19 @@ def test_learnt_is_what_the_assistant_says_and_that_it_stops(tmp_path: Path, tem
     assert texts(own, unweighted, tmp_path)[1] == learnt.partition("🙂")[2].partition(">")[2]
 
 
+def test_a_question_is_written_as_transformers_writes_it(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    own = form(tmp_path, CHAT)
+    messages = [{"role": turn.role, "content": turn.content} for turn in TALK[:3]]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    wanted = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert own.prompt(TALK[:3]) == list(wanted)
+    assert own.prompt([Turn("user", "<|stop|>", False)]).count(256 + SPECIAL.index("<|stop|>")) == 1
+    with pytest.raises(UsageError, match="Only user and assistant"):
+        form(tmp_path / "other", INSTRUCTS).prompt([Turn("system", "x", False)])
+
+
 def test_the_beginning_of_text_is_written_once_where_it_is_eos(tmp_path: Path) -> None:
     own = form(tmp_path, TRIMS, eos="<s>")
     assert not texts(own, TALK, tmp_path)[0].startswith("<s>")  # every document stands after an EOS

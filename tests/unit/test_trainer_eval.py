@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,27 @@ def test_a_task_that_is_not_there_is_told_by_name(trained: Path, tasks: Path) ->
         harness.evaluate(trained, ["chose"], tasks)
     with pytest.raises(UsageError, match="no such folder"):
         harness.evaluate(trained, ["choose"], tasks / "nowhere")
+    with pytest.raises(UsageError, match="no chat template"):
+        harness.evaluate(trained, ["choose"], tasks, chat=True)
+    (tasks / "rows.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"--tasks choose: cannot be read \(.*rows\.jsonl"):
+        harness.evaluate(trained, ["choose"], tasks)
+
+
+def test_tasks_are_asked_in_the_chat_template(trained: Path, tasks: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    template = "{% for m in messages %}{{ m.role }}> {{ m.content }}{{ eos_token }}{% endfor %}"
+    (run / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}assistant> {% endif %}")
+    told = harness.evaluate(run, ["choose"], tasks, limit=2, chat=True)
+    assert told["tasks"]["choose"]["examples"] == 2 and told["chat"]
+    from gristmill.trainer import chat_form
+    from gristmill.trainer.harness_model import HarnessModel
+
+    loaded, text = load_model(run, "cpu"), load_tokenizer(run / "tokenizer.json")
+    model = HarnessModel(loaded, text, chat_form.load(run, loaded))
+    asked = model.apply_chat_template([{"role": "user", "content": "The if statement"}])
+    assert asked == "user> The if statement<eos>assistant> "
+    assert model.tok_encode(asked)[0] == 0 and model.tok_encode(asked).count(0) == 2
 
 
 def test_what_fills_a_row_up_changes_nothing(trained: Path) -> None:

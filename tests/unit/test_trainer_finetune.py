@@ -23,10 +23,11 @@ from tests.support.training_shards import write_shards
 from gristmill.base.errors import UsageError
 from gristmill.base.files import read_json
 from gristmill.shards.reader import open_dataset
-from gristmill.trainer import checkpoint, cli, exchange, finetune, loop
+from gristmill.trainer import checkpoint, cli, exchange, finetune, generate, loop
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import resolve_data
 from gristmill.trainer.finetune_config import FinetuneConfig
+from gristmill.trainer.hub import load_tokenizer
 from gristmill.trainer.run_folder import load_model
 
 
@@ -157,6 +158,25 @@ def test_an_export_has_the_template_that_was_trained_on(trained: Path, chats: Pa
     source = open_dataset(tmp_path / "run" / "data").sources["chat"]
     held = {d.id: d.tokens.tolist() for split in ("train", "valid") for d in source.split(split).documents()}
     assert list(ids) == held["chats.jsonl:4"]
+
+
+def test_a_question_is_answered_in_the_template_that_was_trained_on(
+    trained: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune(trained, tmp_path / "run", "--chat", chats)
+    given: list[list[int]] = []
+
+    def spy(model: Any, ids: list[int], *rest: Any) -> list[int]:
+        given.append(ids)
+        return [*ids, 300, 301]
+
+    monkeypatch.setattr(generate, "sample", spy)
+    answer = generate.generate(tmp_path / "run", "What is 3 + 3?", chat=True)
+    text = load_tokenizer(trained / "tokenizer.json")
+    assert text.decode(given[0], skip_special_tokens=False) == "<eos>user:\nWhat is 3 + 3?<eos>\nassistant:\n"
+    assert answer == text.decode([300, 301])
+    with pytest.raises(UsageError, match="no chat template"):
+        generate.generate(trained, "What is 3 + 3?", chat=True)
 
 
 def test_a_models_own_template_is_taken_unless_it_is_refused(trained: Path, chats: Path, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def eval_(
     tokens: int | None = None,
     limit: int | None = None,
     shots: int | None = None,
+    chat: bool = False,
     tokenizer: str = "",
     device: Device = "auto",
     threads: int = 1,
@@ -121,6 +122,7 @@ def eval_(
         tokens: read this many tokens of each source; all of them, if not given.
         limit: read this many examples of each task; all of them, if not given.
         shots: examples with answers before each question; the task's own number, if not given.
+        chat: ask tasks in the run's chat template.
         tokenizer: tokenizer.json, to count bytes and for tasks; the data's or the run's own, if not given.
         device: auto is cuda where available, else cpu.
         threads: CPU threads.
@@ -136,7 +138,9 @@ def eval_(
 
         names = [name.strip() for name in tasks.split(",") if name.strip()]
         print(
-            harness.table(harness.evaluate(run, names, task_path, checkpoint, limit, shots, tokenizer, device, threads))
+            harness.table(
+                harness.evaluate(run, names, task_path, checkpoint, limit, shots, chat, tokenizer, device, threads)
+            )
         )
     return 0
 
@@ -232,12 +236,13 @@ def generate(
     device: Device = "auto",
     expert_cache_gb: float | None = None,
     checkpoint: str = "latest",
+    chat: bool = False,
 ) -> int:
     """Write text with a run's checkpoint.
 
     Examples:
         trainer generate training/filtered --prompt "The river"
-        trainer generate training/filtered --tokens 200 --temperature 0
+        trainer generate training/chat --prompt "What is a river?" --chat
         trainer generate runs/moonlight --prompt "The river" --expert-cache-gb 4
 
     Args:
@@ -252,10 +257,11 @@ def generate(
         expert_cache_gb: leave experts on disk, hold so many gigabytes of those used last, and tell the hit rate; all
             are in memory, if not given.
         checkpoint: latest, best (by validation, of a run with --patience.validations), or a step's number.
+        chat: the prompt is a question in the run's chat template; only the answer is printed.
     """
     from gristmill.trainer.generate import generate as write
 
-    print(write(run, prompt, tokens, temperature, top_k, seed, tokenizer, device, expert_cache_gb, checkpoint))
+    print(write(run, prompt, tokens, temperature, top_k, seed, tokenizer, device, expert_cache_gb, checkpoint, chat))
     return 0
 
 

@@ -5,6 +5,7 @@ Nothing is fetched where the task files and what they name are local.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import torch
 from gristmill.base.config import check_range, nearest
 from gristmill.base.errors import UsageError
 from gristmill.base.files import write_json
+from gristmill.trainer import chat_form
 from gristmill.trainer.hub import load_tokenizer
 from gristmill.trainer.run_folder import load_model
 
@@ -29,6 +31,7 @@ def evaluate(
     which: str = "latest",
     limit: int | None = None,
     shots: int | None = None,
+    chat: bool = False,
     tokenizer: str = "",
     device: str = "auto",
     threads: int = 1,
@@ -40,6 +43,7 @@ def evaluate(
         which: the checkpoint: latest, best, or a step's number.
         limit: examples of each task; all of them, if None.
         shots: examples with answers before each question; the task's own number, if None.
+        chat: ask in the run's chat template.
 
     Raises:
         UsageError: lm-eval is not installed, no such task, or no tokenizer.
@@ -61,6 +65,7 @@ def evaluate(
         if name not in manager.all_tasks:
             close = nearest(name, manager.all_tasks)[:200]
             raise UsageError(f"--tasks: no task {name!r}{close}; the folder of your own is --task-path")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default
     torch.set_num_threads(threads)
     trained = load_model(run, device, which=which)
     file = Path(tokenizer) if tokenizer else trained.tokenizer
@@ -68,20 +73,32 @@ def evaluate(
         raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
     from gristmill.trainer.harness_model import HarnessModel
 
-    model = HarnessModel(trained, load_tokenizer(file))
+    model = HarnessModel(trained, load_tokenizer(file), chat_form.load(run, trained) if chat else None)
+    _load(manager, tasks)
     results: Any = simple_evaluate(
-        model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False
-    )
+        model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False,
+        apply_chat_template=chat,
+    )  # fmt: skip
     summary = {
         "format": FORMAT,
         "lm_eval": version("lm_eval"),
         "step": trained.position.step,
         "tokens_trained": trained.position.tokens,
         "limit": limit,
+        "chat": chat,
         "tasks": {name: _task(results, name) for name in results["results"]},
     }
     write_json(run / "evaluation-tasks.json", summary)
     return summary
+
+
+def _load(manager: Any, tasks: Sequence[str]) -> None:
+    """Raises UsageError where a task, or its data, cannot be read."""
+    try:
+        manager.load(list(tasks))
+    except Exception as error:  # noqa: BLE001 - task files, their code and data sets: of any class
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"--tasks {','.join(tasks)}: cannot be read ({told:.300})") from None
 
 
 def table(summary: dict[str, Any]) -> str:

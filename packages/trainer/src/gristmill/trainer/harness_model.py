@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from tokenizers import Tokenizer
 
+    from gristmill.shards.importers.chat_template import ChatTemplate
+
 MOST_TOKENS = 256  # of an answer, where a task does not say; the library's own number
 LIKELIEST = 50  # that an answer is drawn from, where a task wants it drawn
 
@@ -30,9 +32,9 @@ Request = tuple[Any, list[int], list[int]]  # what it is of; tokens before; toke
 
 
 class HarnessModel(TemplateLM):
-    def __init__(self, trained: TrainedModel, tokenizer: Tokenizer) -> None:
+    def __init__(self, trained: TrainedModel, tokenizer: Tokenizer, form: ChatTemplate | None = None) -> None:
         super().__init__()
-        self._trained, self._text = trained, tokenizer
+        self._trained, self._text, self._form = trained, tokenizer, form
         self._device = trained.model.embedding_VD.device
 
     @property
@@ -42,6 +44,18 @@ class HarnessModel(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         return self._trained.bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For caches of requests, which are not used."""
+        return self._trained.run["tokenizer"]["name"]
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return "" if self._form is None else self._form.recipe["template_sha256"]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        assert self._form is not None, "--chat gives one"
+        return self._form.text(chat_history, add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> list[int]:
         ids = self._text.encode(string, add_special_tokens=False).ids

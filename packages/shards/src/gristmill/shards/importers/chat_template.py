@@ -46,11 +46,12 @@ class ChatTemplate:
     def __init__(self, path: Path, tokenizer_file: Path, eos_id: int) -> None:
         text = template_file.read(path)
         self.recipe: Mapping[str, str] = {"template": "own", "template_sha256": fingerprint(text)}
-        self.eos_id = eos_id
-        self._special = template_file.special_tokens(tokenizer_file.parent)
+        self.path, self.eos_id = path, eos_id
         self._template = template_file.compiled(text, path)
         self._own_words = load_tokenizer(tokenizer_file)
         self._own_words.encode_special_tokens = False
+        ends = {"eos_token": self._own_words.id_to_token(eos_id) or ""}  # where no configuration names another
+        self._special = ends | template_file.special_tokens(tokenizer_file.parent)
         self._added = self._own_words.get_added_tokens_decoder()
         self._encode_words = functools.lru_cache(maxsize=4096)(lambda words: plain(self._own_words, words))
         ends = self._probe(path)
@@ -86,6 +87,24 @@ class ChatTemplate:
             control -= runs.end(self.eos_id)
         return runs.rendered(control)
 
+    def prompt(self, turns: list[Turn]) -> list[int]:
+        """The tokens after which the model answers, less an EOS at their beginning.
+
+        Raises:
+            UsageError: the template refuses the conversation.
+        """
+        pieces = self._pieces(turns, answer=True)
+        if isinstance(pieces, Bad):
+            raise UsageError(f"{self.path}: {pieces.reason} ({pieces.detail})")
+        contents = [plain(self._tokenizer, content) for content in pieces.contents]
+        words = [self._encode_words(part) for part in pieces.words]
+        ids = [token for pair in zip(words, contents) for part in pair for token in part] + words[-1]
+        return ids[1:] if ids[:1] == [self.eos_id] else ids
+
+    def text(self, messages: list[dict[str, str]], answer: bool = True) -> str:
+        """As the template writes it, with control tokens spelled; `answer`: up to where the model answers."""
+        return self._template.render(messages=messages, add_generation_prompt=answer, **self._special)
+
     def _count(self, ids: list[int]) -> int:
         return sum(token in self.control for token in ids)
 
@@ -93,12 +112,12 @@ class ChatTemplate:
         """How many of the ids after an answer belong to it: those up to the first token that is no text."""
         return next((place for place, token in enumerate(ids, 1) if token in self._added), 0)
 
-    def _pieces(self, turns: list[Turn]) -> _Pieces | Bad:
+    def _pieces(self, turns: list[Turn], answer: bool = False) -> _Pieces | Bad:
         """The template's words and the contents as it writes them, as they are or without blanks around them."""
         marks = [_MARK.format(index) for index in range(len(turns))]
         try:
-            marked = self._write(turns, marks)
-            whole = self._write(turns, [turn.content for turn in turns])
+            marked = self._write(turns, marks, answer)
+            whole = self._write(turns, [turn.content for turn in turns], answer)
         except Exception as error:  # noqa: BLE001 - it is somebody's program: of any class
             return Bad("the chat template refuses it", str(error)[:500])
         words = []
@@ -113,12 +132,11 @@ class ChatTemplate:
         for stripped in ((), ROLES, ("assistant",), _OTHERS):  # templates like to trim
             contents = [turn.content.strip() if turn.role in stripped else turn.content for turn in turns]
             if "".join(itertools.chain(*zip(words, contents), words[-1:])) == whole:
-                return _Pieces([*words[:-1], words[-1].rstrip()], contents)
+                return _Pieces([*words[:-1], words[-1] if answer else words[-1].rstrip()], contents)
         return Bad("the chat template changes what messages say", "with other contents it writes other words")
 
-    def _write(self, turns: list[Turn], contents: list[str]) -> str:
-        messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, contents)]
-        return self._template.render(messages=messages, add_generation_prompt=False, **self._special)
+    def _write(self, turns: list[Turn], contents: list[str], answer: bool = False) -> str:
+        return self.text([{"role": turn.role, "content": content} for turn, content in zip(turns, contents)], answer)
 
     def _probe(self, path: Path) -> set[int]:
         """The tokens that end an answer, by a conversation of two."""
