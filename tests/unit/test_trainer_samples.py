@@ -62,6 +62,18 @@ def test_draws_follow_the_seed_alone(shards):
     assert write(trained, shards, seed=2, temperature=1.0) != first
 
 
+def test_a_compiled_model_writes_the_same_and_compiles_nothing_for_it(shards):
+    """Each length would be compiled anew, and crowd out what training compiled."""
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    expected, compiled = write(model(), shards), model()
+    compiled.compile_blocks()
+    counters.clear()
+    assert write(compiled, shards) == expected
+    assert not counters["stats"]
+
+
 def test_no_tokens_or_no_prompts_no_samples(shards):
     assert write(model(), shards, tokens=0) == [] == write(model(), shards, prompts=())
 

@@ -22,7 +22,7 @@ class HealthConfig:
 
 @dataclass(frozen=True)
 class SamplesConfig:
-    """Text that the model writes while it trains, from the same prompts each time."""
+    """Text that the model writes while it trains, from the same prompts each time; takes a tokenizer."""
 
     every: int = 500
     """Steps between samples; the last step always has some. 0: only the last."""
