@@ -74,7 +74,7 @@ def test_what_makes_a_bad_run_is_warned_of(shards, tmp_path, monkeypatch):
     assert "tokens for each active parameter" in starved[0]
     monkeypatch.setattr(plan, "_memory_of", lambda _device: 1000)
     small = plan.plan(config(shards))
-    assert small["time"]["seconds"] is None and "has 0.00 GB of memory" in small["warnings"][-1] and plan.table(small)
+    assert small["time"]["seconds"] is None and "has 0.00 MB of memory" in small["warnings"][-1] and plan.table(small)
 
 
 def test_a_later_part_of_the_order_is_counted_by_itself(shards):
@@ -146,3 +146,14 @@ def test_plan_on_the_command_line(shards, capsys):
     assert json.loads(capsys.readouterr().out)["mixture"] == "both"
     with pytest.raises(UsageError, match="--data is missing"):
         cli.plan(["--mixture", "both"])
+
+
+def test_a_model_that_has_learnt_already_is_not_starved(shards, tmp_path):
+    from gristmill.trainer import loop
+
+    run = TrainConfig(
+        mixture="both", data=str(shards), output=str(tmp_path / "run"), tokens=128, model=SMALL, batch=BATCH
+    )
+    loop.train(dataclasses.replace(run, validate_tokens=0))
+    result = plan.plan(config(shards, init_from=str(tmp_path / "run"), model=ModelSection(), timed_steps=0))
+    assert result["model"]["parameters"] == count(resolve(SMALL, 400)).total and not result["warnings"]

@@ -52,7 +52,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "batch_tokens": config.batch.tokens,
         "sources": _sources(config, mixture, order),
         "model": {
-            "preset": config.model.preset,
+            "name": config.init_from or config.model.preset,
             "parameters": counts.total,
             "active_parameters": counts.active,
             "tokens_per_active_parameter": config.trained_tokens / counts.active,
@@ -64,7 +64,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "time": time,
         "cost": _cost(config, time["seconds"]),
     }
-    return result | {"warnings": list(_warnings(result))}
+    return result | {"warnings": list(_warnings(result, bool(config.init_from)))}
 
 
 def _sources(config: PlanConfig, mixture: Mixture, order: Plan) -> list[dict[str, Any]]:
@@ -131,14 +131,14 @@ def _cost(config: PlanConfig, seconds: float | None) -> dict[str, float] | None:
     return {"price_per_hour": config.price_per_hour, "total": seconds / 3600 * config.price_per_hour}
 
 
-def _warnings(plan: Mapping[str, Any]) -> Iterator[str]:
+def _warnings(plan: Mapping[str, Any], has_learnt: bool) -> Iterator[str]:
     for row in plan["sources"]:
         if row["epochs"] > row["max_epochs"]:
             yield (
                 f"{row['source']} is read {row['epochs']:.1f} times, and the mixture's max_epochs is "
                 f"{row['max_epochs']:g}: lower the budget, or its share"
             )
-    if (each := plan["model"]["tokens_per_active_parameter"]) < FEWEST_TOKENS:
+    if (each := plan["model"]["tokens_per_active_parameter"]) < FEWEST_TOKENS and not has_learnt:
         yield (
             f"{each:.2g} tokens for each active parameter: for the same work a smaller model with more text learns "
             f"more (about {FEWEST_TOKENS} for dense models, arXiv 2203.15556); raise --tokens, or take a smaller model"
@@ -146,7 +146,7 @@ def _warnings(plan: Mapping[str, Any]) -> Iterator[str]:
     needed, has = plan["memory"]["total"], plan["machine"]["memory"]
     if has is not None and needed > has:
         yield (
-            f"{plan['machine']['name']} has {_gigabytes(has)} of memory, and a step takes {_gigabytes(needed)}: try a "
+            f"{plan['machine']['name']} has {_bytes(has)} of memory, and a step takes {_bytes(needed)}: try a "
             "smaller --batch.micro, --recompute, or a smaller model"
         )
 
@@ -160,15 +160,15 @@ def table(plan: Mapping[str, Any]) -> str:
         f"{row['epochs']:>9.2f}{row['max_epochs']:>9g}"
         for row in plan["sources"]
     ]
-    kinds = ", ".join(f"{name} {_gigabytes(memory[name])}" for name in Memory._fields)
+    kinds = ", ".join(f"{name} {_bytes(memory[name])}" for name in Memory._fields)
     checkpoints = plan["checkpoints"]
     facts = {
         "budget": f"{plan['tokens']:,} tokens of {plan['mixture']} in {plan['steps']:,} steps, "
         f"{plan['batch_tokens']:,} tokens each",
-        "model": f"{model['preset']}: {model['parameters']:,} parameters, {model['active_parameters']:,} active; "
+        "model": f"{model['name']}: {model['parameters']:,} parameters, {model['active_parameters']:,} active; "
         f"{model['tokens_per_active_parameter']:,.3g} tokens for each active one",
-        "memory": f"{_gigabytes(memory['total'])}: {kinds} ({memory['assumes']})",
-        "disk": f"{checkpoints['kept']} checkpoints of {_gigabytes(checkpoints['bytes'])}, and one while it is written",
+        "memory": f"{_bytes(memory['total'])}: {kinds} ({memory['assumes']})",
+        "disk": f"{checkpoints['kept']} checkpoints of {_bytes(checkpoints['bytes'])}, and one while it is written",
         "work": f"{plan['flops']:.3g} FLOP",
     }
     if time["seconds"] is not None:
@@ -180,5 +180,5 @@ def table(plan: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.2f} GB"
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"
