@@ -114,10 +114,11 @@ def test_too_many_acts_stop_the_run() -> None:
                           ("not_finite", "warn"), ("not_finite", "off"), ("loss_spike", "restart")],
 )  # fmt: skip
 def test_what_makes_no_sense_for_an_alarm_is_refused_by_name(alarm: str, policy: str) -> None:
+    given: dict[str, Any] = {alarm: policy}
     with pytest.raises(UsageError, match=alarm):
-        AlarmConfig(**{alarm: policy})
+        AlarmConfig(**given)
     with pytest.raises(UsageError, match=alarm):
-        from_mapping(AlarmConfig, {alarm: policy}, "alarms")
+        from_mapping(AlarmConfig, given, "alarms")
 
 
 def long(shards: Path, output: Path, **policies: Any) -> Any:

@@ -28,6 +28,7 @@ def save(writer: CheckpointWriter, step: int, tensor: torch.Tensor, scheduled: b
 def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
     weights, let_go, order = torch.arange(6.0).view(2, 3).t(), threading.Event(), []
     with CheckpointWriter(tmp_path, keep=2) as writer:
+        writer.prepare({"model.safetensors": {"w": weights}})
         first = lambda: (let_go.wait(10), order.append("first"))  # noqa: E731
         save(writer, 1, weights, first=first, then=lambda: order.append("then"))
         assert checkpoint.latest(tmp_path) is None

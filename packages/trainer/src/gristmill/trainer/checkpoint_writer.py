@@ -5,6 +5,7 @@ One is on its way at a time; a second waits for it. What goes wrong with one is 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,14 +31,28 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         return self
 
+    def prepare(self, tensors: Tensors) -> None:
+        """Get the memory for copies of these, in the other thread: the system gives it out slowly the first time."""
+
+        def touch() -> None:
+            for file, own in tensors.items():
+                for name, value in own.items():
+                    bytes_A = self._buffer((file, name), value).view(-1).view(torch.uint8).numpy()
+                    bytes_A[:: mmap.PAGESIZE] = 0
+
+        self._pending = self._thread.submit(touch)
+
     def save(
-        self, state: State, tensors: Tensors, first: Callable[[], None], then: Callable[[], None], best: int | None
+        self, state: State, tensors: Tensors, first: Callable[[], object], then: Callable[[], object], best: int | None
     ) -> None:
         """Copy the tensors, and begin to write. In the other thread, `first` comes before the files, `then` when the
         checkpoint stands. Older ones are removed, but for that of step `best`."""
         self.wait()
         copies = {
-            file: {name: _unwritten(self._copy((file, name), value)) for name, value in own.items()}
+            file: {
+                name: _unwritten(self._buffer((file, name), value).copy_(value.detach(), non_blocking=True))
+                for name, value in own.items()
+            }
             for file, own in tensors.items()
         }
         if torch.cuda.is_available():
@@ -76,12 +91,10 @@ class CheckpointWriter:
         finally:
             self._copies.clear()
 
-    def _copy(self, key: tuple[str, str], value: torch.Tensor) -> torch.Tensor:
-        copy = self._copies.get(key)
-        if copy is None:
-            copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._copies[key] = copy
-        return copy.copy_(value.detach(), non_blocking=True)
+    def _buffer(self, key: tuple[str, str], like: torch.Tensor) -> torch.Tensor:
+        if key not in self._copies:
+            self._copies[key] = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+        return self._copies[key]
 
 
 def _unwritten(tensor: torch.Tensor) -> Unwritten:

@@ -20,7 +20,7 @@ from gristmill.base.progress import Progress
 from gristmill.shards.loader import Batch
 from gristmill.trainer import checkpoint, evaluate, hardware, record, start
 from gristmill.trainer.alarms import Alert
-from gristmill.trainer.checkpoint_writer import CheckpointWriter
+from gristmill.trainer.checkpoint_writer import CheckpointWriter, Tensors
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import open_training, to_example
 from gristmill.trainer.feed import batches
@@ -86,6 +86,7 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
         contextlib.closing(batches(config, run.data, first)) as source,
         Progress("train", total=config.steps - first.step, unit="steps") as progress,
     ):
+        writer.prepare(_tensors(run))
         save = partial(_save, run, events, writer)
         if config.alarms.rolls_back and checkpoint.latest(run.folder) is None:
             save()  # something to go back to
@@ -206,7 +207,10 @@ def _save(run: Run, events: Trackers, writer: CheckpointWriter, scheduled: bool 
     at = run.position
     run.position = at = dataclasses.replace(at, plan=run.data.plan.identity(at.next_sequence), seconds=run.seconds)
     events.write("checkpoint", at.step, path=f"checkpoints/step-{at.step:08d}")
-    tensors = dict(zip(checkpoint.FILES, (run.model.state_dict(), run.optimizer.state()), strict=True))
     then = partial(record.write, run.folder, run.record, at, "running")
     best = run.patience.best_step if run.patience.best is not None else None
-    writer.save(run.state(scheduled), tensors, events.sync, then, best)
+    writer.save(run.state(scheduled), _tensors(run), events.sync, then, best)
+
+
+def _tensors(run: Run) -> Tensors:
+    return dict(zip(checkpoint.FILES, (run.model.state_dict(), run.optimizer.state()), strict=True))
