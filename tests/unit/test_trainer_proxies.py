@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -221,3 +222,10 @@ def test_compare_trains_where_mixtures_are_given(data, compared, capsys):
     with pytest.raises(SystemExit):
         cli.compare(["--mixtures", "--help"])
     assert "random" in capsys.readouterr().out
+
+
+def test_a_plot_that_cannot_be_drawn_is_named_before_anything_is_trained(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UsageError, match=r"gristmill-trainer\[plot\]"):
+        proxies.run(config(data, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

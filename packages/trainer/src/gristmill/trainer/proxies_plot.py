@@ -15,7 +15,7 @@ COLOURS = ("#1f6f8b", "#c2703d")  # against the second mixture, against the rand
 
 def require_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("the plot needs matplotlib: pip install matplotlib, or leave the plot out with --no-plot")
+        raise UsageError('the plot needs matplotlib: pip install "gristmill-trainer[plot]", or leave it out, --no-plot')
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
