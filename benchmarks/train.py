@@ -1,13 +1,13 @@
 """What a training run costs beside its steps: data, log, health, checkpoints, and starting again.
 
-./dev bench train            five rounds after a warm-up: 20 steps of 4 windows of 256 tokens, a checkpoint after ten
+./dev bench train            five rounds after a warm-up: 20 steps of 8 windows of 256 tokens, a checkpoint after ten
 ./dev bench train --quick    one round: 4 steps of 2 windows of 64, a checkpoint after two
 
 About 50 M weights, in fp32 on one thread. overhead_percent: wall time of the loop as `trainer run` has it over that of
-the same steps on batches that are in memory, in the same round. Settings are the default's, but checkpoints and health
-come ten and more times as often. The wait for the last checkpoint, once in a run, is a row by itself.
+the same steps on batches that are in memory, in the same round. Settings are the default's, but checkpoints come twenty
+times as often, and observed steps five times. The wait for the last checkpoint, once in a run, is a row by itself.
 checkpoint_pause_percent: how long training waits for a checkpoint before the last, of a bare step. resume_seconds: from
-the start of a process to its first step. Another core should be free: it writes checkpoints.
+the start of a process to its first step. Checkpoints are written by another thread, best on another core.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Config:
 
 def main(arguments: list[str]) -> int:
     config = cli.parse_config(Config, arguments, "bench train", __doc__ or "")
-    steps, windows, sequence, rounds = (4, 2, 64, 1) if config.quick else (20, 4, 256, 5)
+    steps, windows, sequence, rounds = (4, 2, 64, 1) if config.quick else (20, 8, 256, 5)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tokens = steps * windows * sequence
