@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gristmill.base.errors import WriteError
+from gristmill.base.errors import UsageError, WriteError
 from gristmill.trainer import checkpoint, checkpoint_writer
 from gristmill.trainer.checkpoint import Position, State
 from gristmill.trainer.checkpoint_writer import CheckpointWriter
@@ -83,6 +83,13 @@ def test_the_newest_the_best_and_the_one_of_a_signal_stay(tmp_path: Path) -> Non
         writer.wait()
         assert kept() == [4, 6] and checkpoint.before(tmp_path, 6) == checkpoint.find(tmp_path, "4")
         assert checkpoint.before(tmp_path, 4) is None
+
+
+def test_without_patience_no_checkpoint_is_the_best(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        save(writer, 0, torch.zeros(2))
+    with pytest.raises(UsageError, match=r"no checkpoint 'best'; there are latest, those of the steps 0"):
+        checkpoint.find(tmp_path, "best")
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

@@ -121,7 +121,9 @@ def find(folder: Path, which: str = "latest") -> Path:
         DataError: it has none at all.
     """
     last = newest(folder)
-    step: Any = {"latest": step_of(last), "best": read_state(last).patience.get("best_step")}.get(which, which)
+    patience = read_state(last).patience
+    best = patience["best_step"] if patience.get("best") is not None else "best"
+    step = {"latest": step_of(last), "best": best}.get(which, which)
     for path in checkpoints(folder):
         if str(step_of(path)) == str(step):
             return path
