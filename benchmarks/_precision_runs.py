@@ -20,9 +20,9 @@ from gristmill.trainer.data import Example
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.optim import adamw
+from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.config import OptimizerConfig
-from gristmill.trainer.optim.schedule import learning_rate
+from gristmill.trainer.optim.schedule import factor
 from gristmill.trainer.step import train_step
 
 SEQUENCE, BATCH = 128, 8
@@ -82,13 +82,12 @@ def train(job: Job) -> Outcome:
     model = Transformer(ModelConfig(**SHAPE | job.recipe), precision.build("bf16", job.experts))  # pyright: ignore
     model.initialise(job.seed)
     settings = OptimizerConfig(learning_rate=RATE, clip=job.clip)
-    optimizer = adamw.build(model, settings)
+    own = optimizer.build(model, settings)
     draws = np.random.default_rng(job.seed)
     results = []
     for step in range(1, job.steps + 1):
         example = _example(text, draws.integers(0, len(text) - SEQUENCE - 1, BATCH))
-        rate = learning_rate(settings, step, job.steps)
-        results.append(train_step(model, optimizer, example, BATCH, rate, settings.clip))
+        results.append(train_step(model, own, example, BATCH, factor(settings, step, job.steps)))
     last = results[-max(job.steps // 10, 1) :]
     loads = [np.array(result.router.load) for result in last]  # pyright: ignore[reportOptionalMemberAccess]
     experts = SHAPE["experts"]

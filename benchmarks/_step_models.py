@@ -21,7 +21,7 @@ from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.moe.losses import RouterReport
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.optim import adamw
+from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.config import OptimizerConfig
 
 A = ModelConfig(
@@ -40,7 +40,7 @@ def ours(config: ModelConfig, kind: str, compiled: bool = False) -> Step:
     model.initialise(0)
     if compiled:
         model.compile_blocks()
-    return _step(model, adamw.build(model, OptimizerConfig()), lambda x, y: model.loss(x, y).nll)
+    return _step(model, optimizer.build(model, OptimizerConfig()), lambda x, y: model.loss(x, y).nll)
 
 
 def torchtitan(config: ModelConfig, kind: str) -> Step:
@@ -50,7 +50,7 @@ def torchtitan(config: ModelConfig, kind: str) -> Step:
     for block in model.blocks:
         block.ffn = _Foreign(_torchtitan_layer(config))
     model.initialise(0)
-    return _step(model, adamw.build(model, OptimizerConfig()), lambda x, y: model.loss(x, y).nll)
+    return _step(model, optimizer.build(model, OptimizerConfig()), lambda x, y: model.loss(x, y).nll)
 
 
 def transformers(config: ModelConfig, kind: str, experts: str = "grouped_mm", compiled: bool = False) -> Step:
@@ -73,18 +73,20 @@ def transformers(config: ModelConfig, kind: str, experts: str = "grouped_mm", co
             logits_TV = run(input_ids=x_BS).logits.flatten(0, 1)
         return nn.functional.cross_entropy(logits_TV.float(), y_BS.flatten())
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    return _step(model, optimizer, loss)
+    plain = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    return _step(model, plain, loss)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[..., torch.Tensor]) -> Step:
+def _step(
+    model: nn.Module, own: torch.optim.Optimizer | optimizer.Optimizer, loss: Callable[..., torch.Tensor]
+) -> Step:
     model.train()
 
     def step(tokens_BS: torch.Tensor) -> float:
         value = loss(tokens_BS[:, :-1], tokens_BS[:, 1:])
         value.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        own.step()
+        own.zero_grad()
         return value.item()
 
     return step

@@ -12,10 +12,10 @@ def crashing_at(step: int) -> Callable[..., Any]:
     """To stand for loop.train_step: the call of that number raises OSError, those before it are the real thing."""
     real, calls = loop.train_step, []
 
-    def train_step(*args: Any) -> Any:
+    def train_step(*args: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == step:
             raise OSError("the machine is gone")
-        return real(*args)
+        return real(*args, **options)
 
     return train_step

@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from gristmill.shards import manifest, writer
 
 
-def write_shards(folder: Path) -> Path:
-    """Of three tokens in the mixture "both", two are from the source "even" and one is from "odd"."""
+def write_shards(folder: Path, skip: int = 0, noise: float = 0.0) -> Path:
+    """Of three tokens in the mixture "both", two are from the source "even" and one is from "odd".
+
+    Args:
+        skip: leave out so many documents of each source.
+        noise: so many documents of tokens drawn at random stand beside each of the others; all else is the same.
+    """
     from pydoc_data.topics import topics
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,14 +36,16 @@ def write_shards(folder: Path) -> Path:
     about = manifest.TokenizerInfo(name="tiny", sha256=sha, vocab_size=tokenizer.get_vocab_size(), eos_id=0)
     for name, texts in (("even", paragraphs[::2]), ("odd", paragraphs[1::2])):
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        draw = np.random.default_rng(0)
+        ids += [draw.integers(1, about.vocab_size, 60).tolist() for _ in range(round(noise * len(texts)))]
         table = pa.table(
             {
-                "id": [f"{name}-{number}" for number in range(len(texts))],
+                "id": [f"{name}-{number}" for number in range(len(ids))],
                 "tokens": pa.array(ids, pa.list_(pa.uint16())),
-                "file": [f"{name}.txt"] * len(texts),
-                "row": pa.array(range(len(texts)), pa.int64()),
-                "score": pa.nulls(len(texts), pa.float32()),
-                "language": pa.nulls(len(texts), pa.string()),
+                "file": [f"{name}.txt"] * len(ids),
+                "row": pa.array(range(len(ids)), pa.int64()),
+                "score": pa.nulls(len(ids), pa.float32()),
+                "language": pa.nulls(len(ids), pa.string()),
             }
         )
         writer.write_source(folder, writer.SourceSpec(name=name, tokenizer=about, valid_fraction=0.15), [table])

@@ -227,9 +227,18 @@ def _training(run: Path, draw: np.random.Generator, steps: int = 240) -> None:
                 "grad_norm": 1.0,
                 "tokens_per_second": 21000.0,
             }
-            lines.append(
-                event | {"router": {"load": load.tolist(), "entropy": entropy, "aux_loss": 0.01, "z_loss": 0.0}}
-            )
+            router: dict[str, Any] = {"load": load.tolist(), "entropy": entropy, "aux_loss": 0.01, "z_loss": 0.0}
+            if name == "filtered":  # as runs have it now; the other as it was before
+                event |= {"mfu": 0.31, "memory_gb": 1.2, "cost": step / 100, "norms": {"experts": 0.8, "router": 0.6}}
+                router |= {"dropped": [0.0] * 4, "logits": None}
+            if name == "filtered" and step % 40 == 0:
+                event |= {"updates": {"experts": 0.001, HOSTILE[0]: 0.002}}
+                router |= {"logits": {"low": -8.0, "high": 8.0, "share": [[0.25] * 4] * 4}}
+                written = [{"prompt": HOSTILE[1], "text": HOSTILE[2]}, {"prompt": "", "text": HOSTILE[3]}]
+                lines.append({"type": "samples", "step": step, "samples": written})
+                alarm = {"alarm": "loss_spike", "policy": "warn", "since": step, "told": HOSTILE[1]}
+                lines.append({"type": "alarm", "step": step, **alarm})
+            lines.append(event | {"router": router})
             if step % 40 == 0:
                 by_source = {
                     source: {"loss": loss, "bits_per_byte": loss / 3 + 0.1 * index}
@@ -411,6 +420,12 @@ def test_a_part_that_is_missing_is_named_and_costs_only_its_panel(run: Path, tmp
     missing = [panel for panel in data.values() if "missing" in panel]
     assert all(panel["made_by"] for panel in missing)
     assert missing or part == "quarantine"  # whose counts stand in run.json too
+
+
+def test_the_folder_of_one_training_has_its_page_too(run: Path, tmp_path: Path) -> None:
+    data = inlined(build(run / "training" / "filtered", tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [one["name"] for one in data["training"]["runs"]] == ["filtered"]
+    assert data["overview"]["status"] == "done" and "missing" in data["funnel"]
 
 
 def test_an_empty_folder_says_what_makes_each_part(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gristmill.report.training import summarise
+from gristmill.report.training_health import TEXT_LIMIT, TIMES_SHOWN
 
 
 def run_of(folder: Path, *routers: dict[str, Any] | None) -> Path:
@@ -39,6 +40,54 @@ def test_what_an_older_run_did_not_report_is_left_out(tmp_path):
     router = summarise(run_of(tmp_path, {"load": [[0.5, 0.5]], "entropy": [1.0]}))["router"]
     assert router["layers"] == [0]  # run.json tells of others
     assert router["dropped"] is None and router["bias_range"] is None and router["starved"] == 0
+
+
+def test_what_was_dropped_is_told_over_all_layers(tmp_path):
+    now = {"load": [[0.5, 0.5]] * 2, "entropy": [1.0, 1.0], "dropped": [0.0, 0.5], "bias_range": []}
+    router = summarise(run_of(tmp_path, now))["router"]
+    assert router["dropped"] == 0.25 and router["bias_range"] is None and router["logits"] is None
+
+
+def test_alarms_of_one_step_are_all_shown_and_of_a_step_twice_the_later(tmp_path):
+    alarm = {"type": "alarm", "policy": "warn"}
+    events = [
+        alarm | {"step": 2, "alarm": "loss_spike", "told": "first"},
+        alarm | {"step": 1, "alarm": "dead_experts", "told": "a"},
+        alarm | {"step": 2, "alarm": "router_collapse", "told": "b"},
+        alarm | {"step": 2, "alarm": "loss_spike", "told": "again"},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    alarms = summarise(tmp_path)["alarms"]
+    assert alarms["count"] == 3
+    assert {(one["step"], one["told"]) for one in alarms["shown"]} == {(1, "a"), (2, "b"), (2, "again")}
+    assert alarms["shown"][-1]["step"] == 1  # the newest first
+
+
+def test_samples_are_gathered_by_prompt_from_the_first_to_the_last_and_cut(tmp_path):
+    events = []
+    for step in range(1, 31):
+        written = [{"prompt": "The ", "text": f"{step}" * 5000}, {"prompt": "", "text": "x"}]
+        events.append({"type": "samples", "step": step, "samples": written})
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    the, empty = summarise(tmp_path)["samples"]
+    assert (the["prompt"], empty["prompt"]) == ("The ", "")
+    steps = [time["step"] for time in the["times"]]
+    assert steps[0] == 1 and steps[-1] == 30 and len(steps) == TIMES_SHOWN == len(empty["times"])
+    assert all(len(time["text"]) == TEXT_LIMIT and time["cut"] for time in the["times"])
+    assert not any(time["cut"] for time in empty["times"])
+
+
+def test_norms_are_curves_by_group_and_gaps_where_a_step_has_none(tmp_path):
+    events = [
+        {"type": "step", "step": 1, "tokens": 8, "loss": 3.0, "norms": {"experts": 0.5, "router": 0.1}, "mfu": 0.2},
+        {"type": "step", "step": 2, "tokens": 16, "loss": 3.0, "norms": {"experts": None}, "mfu": 0.4, "cost": 0.5},
+        {"type": "step", "step": 3, "tokens": 24, "loss": 3.0},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    summary = summarise(tmp_path)
+    assert summary["norms"] == {"tokens": [8, 16], "groups": {"experts": [0.5, None], "router": [0.1, None]}}
+    assert summary["updates"] is None and summary["alarms"] is None and summary["samples"] == []
+    assert summary["cost"] == {"mfu": pytest.approx(0.3), "memory_gb": None, "cost": None}
 
 
 def test_a_model_without_experts_has_no_router(tmp_path):

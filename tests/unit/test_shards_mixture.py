@@ -238,6 +238,26 @@ def test_matching_repetition_keeps_every_window_in_its_shard(tmp_path: Path) -> 
             assert len(full) <= 1 and full in ([], [len(pairs) - 1])
 
 
+def test_unique_tokens_cut_a_source_at_random_and_leave_the_others(dataset: Dataset) -> None:
+    asked = mixture(max_epochs={"default": 1000})
+    size = dataset.sources["web"].split("train").token_count
+    whole, part = (plan(asked, dataset, S, tokens=20_000 * S, unique_tokens=cut) for cut in (None, {"web": size // 3}))
+    windows = {p: {source.name: source.windows for source in p.sources} for p in (whole, part)}
+    assert windows[part]["web"] == pytest.approx(windows[whole]["web"] / 3, abs=1)
+    assert {**windows[part], "web": 0} == {**windows[whole], "web": 0}
+    read = [set(places(p.sequences(np.arange(p.sequence_count)))) for p in (part, whole)]
+    once = [{(source, shard, start) for source, _epoch, shard, start in each} for each in read]
+    assert once[0] < once[1] and part.epochs()["web"] == pytest.approx(3 * whole.epochs()["web"], rel=0.05)
+    assert part.identity(0) != whole.identity(0)
+    assert (
+        plan(asked, dataset, S, tokens=100 * S, unique_tokens={"web": 2 * size}).sha
+        == plan(asked, dataset, S, tokens=100 * S).sha
+    )
+    for wrong, why in (({"wbe": 9}, "no source 'wbe'; did you mean 'web'"), ({"web": 0}, "web must be at least 1")):
+        with pytest.raises(UsageError, match=why):
+            plan(asked, dataset, S, tokens=100 * S, unique_tokens=wrong)
+
+
 def test_an_exhausted_source_is_an_error_that_says_by_how_much(dataset: Dataset) -> None:
     windows = windows_of(dataset, "wiki")
     once = mixture(weights={"web": 1, "wiki": 1}, max_epochs={"default": 9, "wiki": 1})

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from gristmill.base.errors import DataError
-from gristmill.base.files import write_json
+from gristmill.base.files import read_json, write_json
 from gristmill.trainer import compare
 
 
@@ -54,3 +54,17 @@ def test_compare_gives_no_verdict_on_few_documents_and_refuses_different_ones(tm
     c = planted(tmp_path / "c", np.full(9, 500.0), size[:9], sources=1)
     with pytest.raises(DataError, match="different documents"):
         compare.compare(a, c)
+
+
+def test_whatever_else_decides_the_weights_and_differs_is_told(tmp_path):
+    size = np.full(30, 1000)
+    a, b = (planted(tmp_path / name, np.full(30, 900.0), size, sources=1) for name in "ab")
+    assert "differ in" not in compare.compare(a, b)["note"]
+    runs = [read_json(folder / "run.json") for folder in (a, b)]
+    runs[0]["config"] |= {"expert_precision": "fp8", "unique_tokens": {}, "output": "x", "alarms": {"spike": 1}}
+    runs[1]["config"] |= {"expert_precision": "", "unique_tokens": {"web": 9}, "output": "y", "alarms": {"spike": 2}}
+    runs[0]["config"]["packing"] = "concat"  # which the other, an older run, does not name
+    runs[0]["model"] = {"width": 8}
+    for folder, run in zip((a, b), runs):
+        write_json(folder / "run.json", run)
+    assert "The runs differ in model, expert_precision, unique_tokens too." in compare.compare(a, b)["note"]

@@ -278,10 +278,12 @@ def test_the_card_tells_where_a_model_is_from(source: Path, tmp_path: Path) -> N
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert f"{record['parameters']:,} parameters" in card and f"imported from `{source}`" in card
     run = record | {
-        "imported": None, "tokens": 1024, "step": 8, "seed": 0,
+        "imported": None, "seed": 0,
         "data": {"mixture": "a`b", "content_id": "c0ffee" * 8, "sources": {"web": {}, "code": {}}},
     }  # fmt: skip
     write_json(tmp_path / "run" / "run.json", run)
+    state = tmp_path / "run" / "checkpoints" / "step-00000000" / "state.json"
+    write_json(state, read_json(state) | {"step": 8, "tokens": 1024})
     exchange.export_run(tmp_path / "run", tmp_path / "again")
     card = (tmp_path / "again" / "README.md").read_text()
     assert "on 1,024 tokens in 8 steps: mixture `a'b` of `web`, `code`, shards `c0ffeec0ffeec0ff`" in card
@@ -311,7 +313,7 @@ def test_nothing_is_left_of_an_import_that_fails(source: Path, tmp_path: Path, m
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_weights", full)
+    monkeypatch.setattr(checkpoint, "write", full)
     with pytest.raises(OSError):
         exchange.import_model(str(source), tmp_path / "run")
     assert not list(tmp_path.iterdir())

@@ -6,10 +6,8 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 from tests.support.crashing import crashing_at
+from tests.support.training_runs import SMALL, config, events_of, same_weights
 from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, GristmillError, UsageError
@@ -25,17 +24,15 @@ from gristmill.base.files import read_json, write_json
 from gristmill.shards import reader
 from gristmill.shards.loader import Batches
 from gristmill.trainer import checkpoint, cli, data, evaluate, generate, loop
-from gristmill.trainer.config import BatchConfig, TrainConfig
+from gristmill.trainer.config import BatchConfig
 from gristmill.trainer.data import Document, Example
 from gristmill.trainer.model import precision
-from gristmill.trainer.model.config import ModelConfig, ModelSection
+from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.config import OptimizerConfig
-from gristmill.trainer.optim.schedule import learning_rate
 from gristmill.trainer.step import accumulate, train_step
-
-SMALL = ModelSection(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
 
 
 @pytest.fixture(autouse=True)
@@ -48,35 +45,11 @@ def shards(tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"))
 
 
-def config(shards: Path, output: Path, **changes) -> TrainConfig:
-    base = TrainConfig(
-        mixture="both", data=str(shards), output=str(output), tokens=8 * 4 * 32, checkpoint_every=3, validate_every=4,
-        validate_tokens=300, model=SMALL, batch=BatchConfig(sequence=32, sequences=4, micro=2),
-    )  # fmt: skip
-    return dataclasses.replace(base, **changes)
-
-
 @pytest.fixture(scope="session")
 def finished(shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     loop.train(config(shards, folder))
     return folder
-
-
-def steps_of(folder: Path) -> list[dict]:
-    """Events without what depends on the clock, and without checkpoints, whose number depends on interruptions."""
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    timeless = [
-        {key: value for key, value in event.items() if key not in ("time", "tokens_per_second")} for event in events
-    ]
-    return [event for event in timeless if event["type"] != "checkpoint"]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    newest = [checkpoint.latest(folder) for folder in (a, b)]
-    assert newest[0] is not None and newest[1] is not None
-    files = ("model.safetensors", "optimizer.safetensors")
-    return all((newest[0] / name).read_bytes() == (newest[1] / name).read_bytes() for name in files)
 
 
 def small_model(**changes) -> Transformer:
@@ -101,7 +74,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(micro, router):
     whole, parts = (small_model(sequence_loss=1.0, z_loss=1.0, router=router) for _ in range(2))
     expected, got = accumulate(whole, example, 5), accumulate(parts, example, micro)
     balance_apart = torch.tensor([0.0, 1, 1, 1])  # that one is of a micro-batch, and not linear in rows
-    expected, got = (part._replace(means_4=part.means_4 * balance_apart) for part in (expected, got))
+    expected, got = (part._replace(losses_L4=part.losses_L4 * balance_apart) for part in (expected, got))
     for a, b in zip(expected, got):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
@@ -124,35 +97,13 @@ def test_only_learnt_tokens_count_however_they_are_spread(micro):
 
 
 def test_every_expert_and_the_router_move_in_a_step():
-    from gristmill.trainer.optim import adamw
-
     model = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = adamw.build(model, OptimizerConfig())
-    result = train_step(model, optimizer, random_example(8, 32), 4, 1e-3, 1.0)
+    result = train_step(model, optimizer.build(model, OptimizerConfig()), random_example(8, 32), 4, 1.0)
     assert result.router is not None and all(sum(layer) == pytest.approx(1, abs=1e-3) for layer in result.router.load)
     for name, value in model.state_dict().items():
         moved = (value != before[name]).flatten(1).any(1) if ".experts." in name else (value != before[name]).any()
         assert moved.all(), name
-
-
-def test_decay_spares_norms_and_embeddings():
-    from gristmill.trainer.optim import adamw
-
-    model = small_model(tie_embeddings=False)
-    groups = adamw.build(model, OptimizerConfig()).param_groups
-    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
-    assert "blocks.0.ffn.experts.down_EDF" in names and "blocks.1.attention.query.weight" in names
-    assert not {name for name in names if "norm" in name or name in ("embedding_VD", "head_VD")}
-
-
-def test_schedule_warms_up_and_decays():
-    about = OptimizerConfig(learning_rate=1.0, warmup=0.1, final=0.2)
-    rates = [learning_rate(about, step, 100) for step in range(1, 101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[-1] == pytest.approx(0.2)
-    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
-    assert learning_rate(dataclasses.replace(about, warmup=0.0), 1, 1) == pytest.approx(0.2)
 
 
 def test_segments_begin_at_the_eos_before_a_document(shards):
@@ -191,7 +142,7 @@ def test_a_crash_between_checkpoints_resumes_to_the_same_bits(shards, tmp_path, 
     torch.manual_seed(999)  # resume must bring back the random state itself
     loop.resume(folder)
     assert same_weights(folder, finished)
-    assert steps_of(folder) == steps_of(finished)
+    assert events_of(folder) == events_of(finished)
 
 
 def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp_path, monkeypatch):
@@ -200,10 +151,10 @@ def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp
     model = dataclasses.replace(SMALL, **changes, adapt=True, bungee=2.0, options=options)
     about = config(shards, tmp_path / "whole", model=model, validate_tokens=0)
     loop.train(about)
-    events = steps_of(about.folder)
+    events = events_of(about.folder, "step")
     assert [len(row) for row in events[-1]["router"]["load"]] == [4, 6]  # layers of unlike experts, dense ones left out
     assert all(0.0 < spread < 0.2 for spread in events[-1]["router"]["bias_range"])
-    assert 0.0 < events[-1]["router"]["dropped"] < 1.0
+    assert all(0.0 < share < 1.0 for share in events[-1]["router"]["dropped"])
     newest = checkpoint.latest(about.folder)
     assert newest is not None
     weights = load_file(newest / "model.safetensors")
@@ -216,23 +167,21 @@ def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp
         loop.train(again)
     loop.resume(again.folder)
     assert same_weights(again.folder, about.folder)
-    assert steps_of(again.folder) == events
+    assert events_of(again.folder, "step") == events
 
 
 def test_a_model_without_experts_trains_and_reports_no_router(shards, tmp_path):
     model = dataclasses.replace(SMALL, dense_layers=2)
     loop.train(config(shards, tmp_path / "dense", model=model, tokens=2 * 4 * 32))
-    steps = [event for event in steps_of(tmp_path / "dense") if event["type"] == "step"]
+    steps = [event for event in events_of(tmp_path / "dense") if event["type"] == "step"]
     assert len(steps) == 2 and all(event["router"] is None for event in steps)
 
 
 def test_a_step_that_is_not_finite_moves_no_bias():
-    from gristmill.trainer.optim import adamw
-
     model = small_model(router="sigmoid")
     with torch.no_grad():
         model.norm.weight.fill_(float("inf"))
-    result = train_step(model, adamw.build(model, OptimizerConfig()), random_example(4, 8), 4, 1e-3, 1.0)
+    result = train_step(model, optimizer.build(model, OptimizerConfig()), random_example(4, 8), 4, 1.0)
     assert not math.isfinite(result.nll) and result.router is not None
     assert result.router.bias_range == [0.0, 0.0]
 
@@ -327,32 +276,6 @@ def test_a_flipped_byte_is_named_before_training(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_sigterm_saves_exits_143_and_the_same_command_goes_on(shards, tmp_path, finished):
-    folder = tmp_path / "stopped"
-    about = config(shards, folder)
-    flags = [f"--{name}={getattr(about, name)}" for name in ("mixture", "data", "output", "tokens")]
-    flags += ["--checkpoint-every=3", "--validate-every=4", "--validate-tokens=300"]
-    flags += [f"--batch.{name}={value}" for name, value in dataclasses.asdict(about.batch).items()]
-    flags += [f"--model.{name}={value}" for name, value in dataclasses.asdict(SMALL).items() if value is not None]
-    # Steps slowed down, so that the signal finds the run under way.
-    slow = "import time; from gristmill.trainer import loop; real = loop.train_step\n"
-    slow += "def step(*args):\n    time.sleep(0.5)\n    return real(*args)\nloop.train_step = step\n"
-    code = slow + "import sys; from gristmill.trainer import cli; cli.main()"
-    process = subprocess.Popen([sys.executable, "-c", code, "run", *flags], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not ((folder / "events.jsonl").exists() and steps_of(folder)):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode == 143, messages
-    assert read_json(folder / "run.json")["status"] == "interrupted"
-    stopped_at = checkpoint.position(checkpoint.latest(folder))  # pyright: ignore
-    assert 1 <= stopped_at.step < 8 and stopped_at.next_sequence == stopped_at.step * 4
-    assert cli.run(flags) == 0
-    assert same_weights(folder, finished)
-    assert steps_of(folder) == steps_of(finished)
-
-
 def test_a_finished_run_is_left_alone_and_another_configuration_refused(shards, finished):
     before = (finished / "run.json").read_bytes()
     loop.train(config(shards, finished))
@@ -377,7 +300,7 @@ def test_a_damaged_checkpoint_is_named(shards, tmp_path):
 
 
 def test_divergence_stops_with_the_mend(shards, tmp_path):
-    wild = OptimizerConfig(learning_rate=1e30, warmup=0.0, clip=0.0)
+    wild = OptimizerConfig(learning_rate=1e9, warmup=0.0, clip=0.0)
     with pytest.raises(GristmillError, match=r"step \d: loss .*lower --optimizer.learning-rate"):
         loop.train(config(shards, tmp_path / "wild", optimizer=wild))
     assert read_json(tmp_path / "wild" / "run.json")["status"] == "failed"

@@ -13,7 +13,7 @@ import inspect
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -75,10 +75,12 @@ def typed(function: Callable[..., int | None], prog: str) -> Command:
     return command
 
 
-def parse_config(cls: type[T], arguments: Sequence[str], prog: str, description: str) -> T:
-    """`--config FILE` (TOML) under dotted overrides (`--model.layers 4`): defaults < file < command line."""
+def parse_config(
+    cls: type[T], arguments: Sequence[str], prog: str, description: str, base: Mapping[str, Any] | None = None
+) -> T:
+    """`--config FILE` (TOML) under dotted overrides (`--model.layers 4`): defaults < `base` < file < command line."""
     remaining, path = _take_config(list(arguments))
-    return tyro.cli(cls, args=remaining, default=load(cls, path), prog=prog, description=description)
+    return tyro.cli(cls, args=remaining, default=load(cls, path, base), prog=prog, description=description)
 
 
 def main(name: str, commands: dict[str, Command], about: str) -> None:

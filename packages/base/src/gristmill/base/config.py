@@ -47,9 +47,18 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise UsageError(told if told.startswith(where) else f"{where}: {told}") from None
 
 
-def load(cls: type[T], path: Path | None) -> T:
-    """The dataclass from a TOML file, or its defaults where `path` is None."""
-    return from_mapping(cls, load_toml(path) if path else {}, str(path or "defaults"))
+def load(cls: type[T], path: Path | None, base: Mapping[str, Any] | None = None) -> T:
+    """The dataclass from a TOML file over `base`, or its defaults where there is neither."""
+    return from_mapping(cls, _over(base or {}, load_toml(path) if path else {}), str(path or "defaults"))
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings, section by section; what `above` says holds."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        result[key] = _over(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ def build(run: Path, /, *, output: Path | None = None, seed: int = 0) -> None:
     """Write one HTML file with everything that the run folder tells; it opens without a server.
 
     Args:
-        run: the folder that a pipeline wrote
+        run: the folder that a pipeline wrote, or `trainer run`
         output: where to write, instead of RUN/report/index.html
         seed: chooses the documents that are shown for reading
 
@@ -29,7 +29,7 @@ def open_(run: Path, /, *, port: int = 0, seed: int = 0) -> None:
     """Serve the page on 127.0.0.1 and follow the run while it goes on; Ctrl-C ends it.
 
     Args:
-        run: the folder that a pipeline writes or wrote
+        run: the folder that a pipeline writes or wrote, or `trainer run`
         port: 0 takes a free one
         seed: chooses the documents that are shown for reading
 

@@ -23,6 +23,7 @@ SCRIPTS = (
     "data_panels.js",
     "duplicates_panel.js",
     "model_panels.js",
+    "training_panel.js",
     "heads_panel.js",
     "reading.js",
     "app.js",

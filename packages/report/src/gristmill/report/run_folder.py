@@ -300,7 +300,9 @@ def _quarantine(run: Path) -> Panel:
 
 
 def _training(run: Path) -> Panel:
-    folders = [path.parent for path in sorted((run / "training").glob("*/events.jsonl"))]
+    """Of a pipeline's run, or of one training whose folder it is."""
+    logs = [*run.glob("events.jsonl"), *(run / "training").glob("*/events.jsonl")]
+    folders = [path.parent for path in sorted(logs)]
     if not folders:
         raise NotThere("training/<name>/events.jsonl", "trainer run")
     return {"runs": [training.summarise(folder) for folder in folders]}

@@ -1,4 +1,4 @@
-"""What a training run left in events.jsonl, as curves short enough to draw: loss, validation, router load, entropy.
+"""What a training run left in events.jsonl, as curves short enough to draw: loss, validation, and training_health's.
 
 Only whole lines count, so a run that is still training can be read; of a step that was written twice the later counts.
 """
@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from gristmill.base.files import read_json
+from gristmill.report import training_health
 from gristmill.report.columns import Array
-
-POINTS = 400  # more than a chart has pixels to tell apart
-DEAD_SHARE = 0.1  # an expert with less than a tenth of the even share is called starved
+from gristmill.report.training_health import finite, picked, tokens
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -36,21 +35,24 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def summarise(folder: Path) -> dict[str, Any]:
-    """One training run: its card, curves over tokens, and the router's state."""
+    """One training run: its card, curves over tokens, the routers' state, alarms, and samples."""
     card = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     events = read_events(folder / "events.jsonl")
-    steps = [event for event in events if event.get("type") == "step" and _finite(event.get("loss"))]
+    steps = [event for event in events if event.get("type") == "step" and finite(event.get("loss"))]
     validation = [event for event in events if event.get("type") == "validation"]
     evaluation = read_json(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None
     facts = ("status", "parameters", "active_parameters", "steps", "tokens", "seconds", "seed")
     return {
-        "name": folder.name,
+        "name": folder.resolve().name,
         "card": {key: card[key] for key in facts if card.get(key) is not None},
         "steps": _loss_curve(steps),
         "validation": _validation_curve(validation, steps),
-        "router": _router(
-            [event for event in steps if (event.get("router") or {}).get("load")], card.get("moe_layers") or []
-        ),
+        "router": training_health.router(steps, card.get("moe_layers") or []),
+        "norms": training_health.curves(steps, "norms"),
+        "updates": training_health.curves(steps, "updates"),
+        "cost": training_health.cost(steps),
+        "alarms": training_health.alarms(events),
+        "samples": training_health.samples(events),
         "evaluation": {key: value for key, value in evaluation.items() if key != "per_document"}
         if evaluation
         else None,
@@ -69,10 +71,11 @@ def smooth(values: Array, span: float) -> Array:
 
 
 def _latest(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A resumed run writes some steps twice; the later line of a (type, step) is the one that counts."""
-    by_step: dict[tuple[Any, Any], dict[str, Any]] = {}
+    """A resumed run writes some steps twice; the later line of a (type, step) is the one that counts. A step may raise
+    several alarms."""
+    by_step: dict[tuple[Any, ...], dict[str, Any]] = {}
     for event in events:
-        by_step[(event.get("type"), event.get("step"))] = event
+        by_step[(event.get("type"), event.get("step"), str(event.get("alarm")))] = event
     return sorted(by_step.values(), key=lambda event: event.get("step") or 0)
 
 
@@ -80,11 +83,11 @@ def _loss_curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not steps:
         return None
     loss = np.array([event["loss"] for event in steps], dtype=np.float64)
-    speed = [event["tokens_per_second"] for event in steps if _finite(event.get("tokens_per_second"))]
-    pick = _picked(len(steps))
+    speed = [event["tokens_per_second"] for event in steps if finite(event.get("tokens_per_second"))]
+    pick = picked(len(steps))
     return {
         "step": [steps[index]["step"] for index in pick],
-        "tokens": [steps[index].get("tokens", steps[index]["step"]) for index in pick],
+        "tokens": [tokens(steps[index]) for index in pick],
         "loss": loss[pick].tolist(),
         "smooth": smooth(loss, max(len(loss) / 100, 4.0))[pick].tolist(),
         "last_step": steps[-1]["step"],
@@ -100,50 +103,11 @@ def _validation_curve(
     if not validation:
         return None
     at = np.array([event["step"] for event in validation], dtype=np.float64)
-    tokens = at
-    if steps:
-        tokens = np.interp(
-            at, [event["step"] for event in steps], [event.get("tokens", event["step"]) for event in steps]
-        )
+    seen = np.interp(at, [event["step"] for event in steps], [tokens(event) for event in steps]) if steps else at
     return {
         "step": at.tolist(),
-        "tokens": tokens.tolist(),
+        "tokens": seen.tolist(),
         "loss": [event.get("loss") for event in validation],
         "bits_per_byte": [event.get("bits_per_byte") for event in validation],
         "by_source": validation[-1].get("by_source") or {},
     }
-
-
-def _router(steps: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> dict[str, Any] | None:
-    """`load` has one row for each of `layers`, those that have experts; rows are of unlike length where layers' experts
-    are (PR-MoE)."""
-    if not steps:
-        return None
-    last = steps[-1]["router"]
-    load = [np.array(row, dtype=np.float64) for row in last["load"]]
-    load = [row / max(row.sum(), 1e-12) for row in load]
-    multiple = np.concatenate([row * len(row) for row in load])  # of the even share
-    pick = _picked(len(steps))
-    entropy = [[value for value in steps[index]["router"].get("entropy") or [] if _finite(value)] for index in pick]
-    return {
-        "step": steps[-1]["step"],
-        "layers": list(layers) if len(layers) == len(load) else list(range(len(load))),
-        "load": [row.tolist() for row in load],
-        "starved": int((multiple < DEAD_SHARE).sum()),
-        "most": float(multiple.max()),
-        "dropped": last["dropped"] if _finite(last.get("dropped")) else None,
-        "bias_range": max((value for value in last.get("bias_range") or [] if _finite(value)), default=None),
-        "entropy": {
-            "tokens": [steps[index].get("tokens", steps[index]["step"]) for index in pick],
-            "mean": [float(np.mean(values)) if values else None for values in entropy],
-            "low": [min(values) if values else None for values in entropy],
-        },
-    }
-
-
-def _picked(count: int) -> Array:
-    return np.unique(np.linspace(0, count - 1, min(count, POINTS)).round().astype(np.int64))
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and bool(np.isfinite(value))

@@ -112,11 +112,19 @@ class Split:
         """The metadata rows of shard i: id, file, row, tokens, score, language, and what else the source has."""
         return metadata.read(self.path(self.source, self.shards[i].meta), self.shards[i].document_count)
 
-    def documents(self) -> Iterator[Document]:
-        """Documents in published order; the pieces of one that was longer than a shard are put together again."""
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens are not learnt from."""
+        return any(shard.loss for shard in self.shards)
+
+    def documents(self, part: Literal["tokens", "loss"] = "tokens") -> Iterator[Document]:
+        """Documents in published order; the pieces of one that was longer than a shard are put together again.
+
+        `part` loss, of a masked split: with the mask in the place of the tokens.
+        """
         held: Document | None = None
         for i, shard in enumerate(self.shards):
-            tokens, ends = self.tokens(i), self.ends(i)
+            tokens, ends = self.maps(self.source, self.name, i, part), self.ends(i)
             goes_on = i + 1 < len(self.shards) and self.shards[i + 1].continues
             start = 0
             for row, meta in enumerate(self.meta(i).to_pylist()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -28,17 +28,19 @@ def plan(
     *,
     pack: Packing = "concat",
     match_repetition: bool = False,
+    unique_tokens: Mapping[str, int] | None = None,
     align: int = 1,
 ) -> Plan:
     """Resolve the mixture on a dataset for a budget of `tokens` trained tokens (whole sequences: rounded down).
 
-    `seed` None is the mixture's own. `match_repetition` reads only the part of each source that gives this budget the
-    epochs that `mixture.target_tokens` will have (arXiv 2606.07597). Where phases differ in length, their starts are
-    rounded up to multiples of `align` tokens, so that a batch of so many never straddles one.
+    `seed` None is the mixture's own. `unique_tokens` reads of the sources that it names only about so many tokens.
+    `match_repetition` reads only the part of each source that gives this budget the epochs that `mixture.target_tokens`
+    will have (arXiv 2606.07597). Either part is a random sample: documents lie in hash order. Where phases differ in
+    length, their starts are rounded up to multiples of `align` tokens, so that a batch of so many never straddles one.
 
     Raises:
-        UsageError: sources that the dataset lacks, a source too short for one window, phases that do not fit, or a
-            budget that cannot be met.
+        UsageError: sources that the dataset or the mixture lacks, a source too short for one window, phases that do not
+            fit, or a budget that cannot be met.
     """
     if sequence_length < 1 or tokens < sequence_length:
         raise UsageError(f"a budget of {tokens} tokens holds no sequence of {sequence_length} tokens")
@@ -53,6 +55,7 @@ def plan(
     sources = [_planned(mixture, dataset, name, unit, pack) for name in names]
     if pack == "bestfit":
         weights = [_by_rows(some, dataset, sources, unit) for some in weights]
+    sources = _cut(mixture, dataset, sources, unique_tokens or {})
     if match_repetition:
         sources = [_part(mixture, source, tokens) for source in sources]
     phases = tuple(
@@ -145,7 +148,29 @@ def _part(mixture: Mixture, source: PlannedSource, tokens: int) -> PlannedSource
             f"mixture {mixture.name}: to match the repetition of a larger run, set target_tokens to its budget, at "
             f"least {tokens:,} (now {mixture.target_tokens:,})"
         )
-    wanted = max(-(-source.windows * tokens // mixture.target_tokens), 1)
+    return _first(source, -(-source.windows * tokens // mixture.target_tokens))
+
+
+def _cut(
+    mixture: Mixture, dataset: Dataset, sources: Sequence[PlannedSource], tokens: Mapping[str, int]
+) -> list[PlannedSource]:
+    """Of each source that `tokens` names, the first windows: their share of all is that of so many tokens."""
+    sizes = {source.name: dataset.sources[source.name].split("train").token_count for source in sources}
+    for name, some in tokens.items():
+        if name not in sizes:
+            raise UsageError(f"unique_tokens: mixture {mixture.name} has no source {name!r}{nearest(name, sizes)}")
+        if some < 1:
+            raise UsageError(f"unique_tokens: {name} must be at least 1 (got {some})")
+    return [
+        _first(source, -(-source.windows * tokens[source.name] // sizes[source.name]))
+        if source.name in tokens
+        else source
+        for source in sources
+    ]
+
+
+def _first(source: PlannedSource, windows: int) -> PlannedSource:
+    wanted = max(windows, 1)
     kept = np.clip(wanted - source.window_starts[:-1], 0, np.asarray(source.shard_windows, np.int64))
     return dataclasses.replace(source, shard_windows=tuple(np.trim_zeros(kept, "b").tolist()))
 

@@ -43,9 +43,11 @@ def _origin(run: Mapping[str, Any]) -> list[str]:
         commit = f" at commit `{_code(source['commit'])}`" if source["commit"] else ""
         return [f"Its weights were imported from `{_code(source['place'])}`{commit}."]
     data = run["data"]
+    begun = run.get("initialised_from")
+    how = f"From the weights of `{_code(begun['place'])}` (sha256 `{begun['sha256'][:16]}`), trained" if begun else ""
     sources = ", ".join(f"`{_code(name)}`" for name in data["sources"])
     return [
-        f"Trained from scratch on {run['tokens']:,} tokens in {run['step']:,} steps: mixture "
+        f"{how or 'Trained from scratch'} on {run['tokens']:,} tokens in {run['step']:,} steps: mixture "
         f"`{_code(data['mixture'])}` of {sources}, shards `{data['content_id'][:16]}`, seed {run['seed']}."
     ]
 

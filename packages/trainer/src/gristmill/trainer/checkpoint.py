@@ -11,22 +11,23 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from gristmill.base.config import from_mapping
-from gristmill.base.errors import DataError
-from gristmill.base.files import atomic_path, read_json, replace_folder, sha256_file, write_json
+from gristmill.base.errors import DataError, UsageError
+from gristmill.base.files import read_object, replace_folder, sha256_file, write_json, writing
 from gristmill.trainer import tensor_file
-from gristmill.trainer.optim import adamw
+from gristmill.trainer.optim.optimizer import Optimizer
 from gristmill.trainer.tensor_file import Unwritten
 
 FORMAT = "gristmill.checkpoint/1"
-_FILES = ("model.safetensors", "optimizer.safetensors")
+FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 @dataclass(frozen=True)
@@ -41,31 +42,63 @@ class Position:
     seconds: float = 0.0
 
 
-def save(folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-    """Write checkpoints/step-N under the run `folder`, then remove all but the newest `keep`."""
-    with _building(folder, position.step) as temporary:
-        for name, tensors in zip(_FILES, (model.state_dict(), adamw.state(model, optimizer))):
-            with atomic_path(temporary / name) as path:
-                save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
-        random_state = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii")
-        _write_state(temporary, position, _FILES, random_state=random_state)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return _folder(folder, position.step)
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds beside tensors."""
+
+    position: Position
+    scheduled: bool = True
+    """False: because of a signal. Roll-backs pass it by, so that a run takes the same way, disturbed or not."""
+    alarms: Mapping[str, Any] = field(default_factory=dict)
+    patience: Mapping[str, Any] = field(default_factory=dict)
+    random_state: str = ""
+    """Of torch's generator, base64."""
 
 
-def save_weights(folder: Path, position: Position, tensors: Mapping[str, Unwritten]) -> Path:
-    """Write a checkpoint of weights alone, one part at a time: to be read, not trained on."""
-    with _building(folder, position.step) as temporary:
-        tensor_file.write(temporary / _FILES[0], tensors, {})
-        _write_state(temporary, position, _FILES[:1])
-    return _folder(folder, position.step)
+def random_state() -> str:
+    return base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii")
+
+
+def write(folder: Path, state: State, tensors: Mapping[str, Mapping[str, Unwritten]]) -> Path:
+    """Write checkpoints/step-N under the run `folder`: `tensors` by file, one part of one in memory at a time.
+
+    A checkpoint of model.safetensors alone is to be read, not trained on.
+    """
+    final = folder / "checkpoints" / f"step-{state.position.step:08d}"
+    with _building(final) as temporary:
+        for name, own in tensors.items():
+            tensor_file.write(temporary / name, own, {})
+        hashes = {name: sha256_file(temporary / name) for name in tensors}
+        more = {key: value for key, value in asdict(state).items() if key != "position"}
+        write_json(temporary / "state.json", {"format": FORMAT, **asdict(state.position), **more, "sha256": hashes})
+    return final
+
+
+def rotate(folder: Path, keep: int, best: int | None = None) -> None:
+    """Remove all but the newest `keep` (and one newer than those that a signal asked for), and that of step `best`."""
+    found = checkpoints(folder)
+    kept = {*[path for path in found if _is_scheduled(path)][-keep:], *found[-1:]}
+    for old in found:
+        if old not in kept and step_of(old) != best:
+            gone = old.with_name(f".{old.name}.old-{os.getpid()}")
+            old.replace(gone)  # a process that is killed now leaves no half of one
+            shutil.rmtree(gone)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote or removed a checkpoint."""
+    for leftover in (folder / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     found = (folder / "checkpoints").glob("step-*")
-    return sorted(path for path in found if re.fullmatch(r"step-\d+", path.name))
+    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def latest(folder: Path) -> Path | None:
@@ -80,61 +113,119 @@ def newest(folder: Path) -> Path:
     return found
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """Load weights, optimiser state and the random generator's state; answers where the run stood.
+def find(folder: Path, which: str = "latest") -> Path:
+    """The checkpoint that is called `latest`, `best` (by validation, of a run with patience), or that of a step.
 
     Raises:
-        DataError: a file is missing, or its hash is not the one written with it.
+        UsageError: the run has no such checkpoint.
+        DataError: it has none at all.
     """
-    state = _verified(checkpoint, _FILES)
-    model.load_state_dict(load_file(checkpoint / _FILES[0]))
-    adamw.load_state(model, optimizer, load_file(checkpoint / _FILES[1]), str(checkpoint / _FILES[1]))
-    torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state["random_state"])), dtype=torch.uint8))
-    return position(checkpoint)
+    last = newest(folder)
+    patience = read_state(last).patience
+    best = patience["best_step"] if patience.get("best") is not None else "best"
+    step = {"latest": step_of(last), "best": best}.get(which, which)
+    for path in checkpoints(folder):
+        if str(step_of(path)) == str(step):
+            return path
+    have = ", ".join(str(step_of(path)) for path in checkpoints(folder))
+    raise UsageError(
+        f"{folder}: no checkpoint {which!r}; there are latest, those of the steps {have}, and best, if it was trained "
+        "with --patience.validations"
+    )
+
+
+def before(folder: Path, step: int) -> Path | None:
+    """The newest checkpoint from before a step to which a run can roll back."""
+    found = [path for path in checkpoints(folder) if step_of(path) < step and _is_scheduled(path)]
+    return (found or [None])[-1]
+
+
+def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> State:
+    """Load weights, optimiser state and the random generator's state; answers all that is no tensor.
+
+    Raises:
+        DataError: a file is missing or damaged, its hash is not the one written with it, or it is another model's.
+    """
+    state = _verified(checkpoint, FILES)
+    try:
+        model.load_state_dict(load_file(checkpoint / FILES[0]))
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise DataError(f"{checkpoint / FILES[0]}: not the weights of this model ({told:.300})") from None
+    optimizer.load_state(load_file(checkpoint / FILES[1]), str(checkpoint / FILES[1]))
+    torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state.random_state)), dtype=torch.uint8))
+    return state
 
 
 def weights_file(checkpoint: Path) -> Path:
     """The safetensors file of the model's weights, verified."""
-    _verified(checkpoint, _FILES[:1])
-    return checkpoint / _FILES[0]
+    _verified(checkpoint, FILES[:1])
+    return checkpoint / FILES[0]
+
+
+def weights_hash(checkpoint: Path) -> str:
+    """sha256 of the weights, as it was written with them."""
+    return _read(checkpoint)["sha256"][FILES[0]]
 
 
 def position(checkpoint: Path) -> Position:
-    state = read_json(checkpoint / "state.json")
-    fields = {key: state[key] for key in Position.__dataclass_fields__ if key in state}
-    return from_mapping(Position, fields, str(checkpoint / "state.json"))
+    return read_state(checkpoint).position
+
+
+def read_state(checkpoint: Path) -> State:
+    """Raises DataError where state.json is damaged, or of another version."""
+    values, where = _read(checkpoint), str(checkpoint / "state.json")
+    own = {key: values[key] for key in State.__dataclass_fields__ if key in values}
+    own["position"] = {key: values[key] for key in Position.__dataclass_fields__ if key in values}
+    try:
+        return from_mapping(State, own, where)
+    except UsageError as error:
+        raise DataError(f"{error}; {_mend(checkpoint)}") from None
 
 
 @contextlib.contextmanager
-def _building(folder: Path, step: int) -> Iterator[Path]:
-    """A folder beside the step's checkpoint that takes its place when the block ends."""
-    final = _folder(folder, step)
+def _building(final: Path) -> Iterator[Path]:
+    """A folder beside `final` that takes its place when the block ends, and leaves nothing if it fails."""
     temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    yield temporary
-    replace_folder(temporary, final)
+    try:
+        with writing(temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            replace_folder(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_state(folder: Path, position: Position, files: tuple[str, ...], **more: str) -> None:
-    hashes = {name: sha256_file(folder / name) for name in files}
-    write_json(folder / "state.json", {"format": FORMAT, **asdict(position), **more, "sha256": hashes})
+def _is_scheduled(checkpoint: Path) -> bool:
+    try:
+        return read_state(checkpoint).scheduled
+    except DataError:  # a damaged one is told of when it is wanted
+        return True
 
 
-def _folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:08d}"
+def _read(checkpoint: Path) -> dict[str, Any]:
+    where, mend = checkpoint / "state.json", _mend(checkpoint)
+    if not where.exists():
+        raise DataError(f"{where}: no such file; {mend}")
+    state = read_object(where, mend, format=str, sha256=dict)
+    if state["format"] != FORMAT:
+        raise DataError(f"{where}: format {state['format']!r} is not known to this version")
+    return state
 
 
-def _verified(checkpoint: Path, names: tuple[str, ...]) -> dict:
-    state = read_json(checkpoint / "state.json")
-    if state.get("format") != FORMAT:
-        raise DataError(f"{checkpoint / 'state.json'}: format {state.get('format')!r} is not known to this version")
+def _verified(checkpoint: Path, names: tuple[str, ...]) -> State:
+    state, mend = _read(checkpoint), _mend(checkpoint)
     for name in names:
         path = checkpoint / name
-        mend = f"delete {checkpoint} to go on from the checkpoint before it"
         if not path.exists():
             raise DataError(f"{path}: no such file; {mend}")
-        if sha256_file(path) != state["sha256"][name]:
+        if sha256_file(path) != state["sha256"].get(name):
             raise DataError(
                 f"{path}: its sha256 is not the one in state.json, so the file was damaged or changed; {mend}"
             )
-    return state
+    return read_state(checkpoint)
+
+
+def _mend(checkpoint: Path) -> str:
+    return f"delete {checkpoint} to go on from the checkpoint before it"

@@ -1,4 +1,4 @@
-"""The `trainer` command: run, resume, evaluate, compare, generate, params, import, export.
+"""The `trainer` command: plan, run, resume, finetune, eval, compare, generate, params, import, export.
 
 Nothing heavy is imported before a command runs, so that --help is quick.
 """
@@ -17,8 +17,11 @@ import tyro.conf
 
 from gristmill.base import cli
 from gristmill.base.config import check_range
+from gristmill.base.errors import UsageError
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model.config import ModelOverrides, ModelSection, resolve
+from gristmill.trainer.plan_config import PlanConfig
+from gristmill.trainer.proxies_config import ProxiesConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -55,45 +58,151 @@ def resume(run: Annotated[Path, tyro.conf.Positional]) -> int:
     return 0
 
 
-def evaluate(
+def finetune(arguments: list[str]) -> int:
+    """Go on from a model's weights, on conversations or records of your own, or on what its mixture has left.
+
+    The model is a run's folder, one of its checkpoints, or a Hugging Face folder or address. The new run has its
+    settings; every flag of trainer run changes one. The same command, or trainer resume, goes on with a run that was
+    stopped.
+
+    With --chat, learnt from is what the assistant says, at a tenth of the model's learning rate. Without, the run reads
+    --tokens of the mixture that the model has not read, under a schedule of its own.
+
+    Examples:
+        trainer finetune training/filtered --chat chats.jsonl --epochs 2 --output training/chat
+        trainer finetune hf://org/name --chat records.jsonl.zst --optimizer.learning-rate 2e-5 --output training/records
+        trainer finetune training/filtered --tokens 1M --optimizer.schedule linear --output training/further
+    """
+    from gristmill.trainer import finetune_config
+
+    description = inspect.cleandoc(finetune.__doc__ or "")
+    place, settings, flags = finetune_config.parse(arguments, description)
+    from gristmill.trainer import finetune as tuning
+    from gristmill.trainer import loop
+
+    origin = tuning.find(place)
+    base = tuning.defaults(origin, settings)
+    config = cli.parse_config(TrainConfig, flags, f"trainer finetune {place}", description, base)
+    print(_outcome(loop.train(tuning.prepare(origin, settings, config)), config.output))
+    return 0
+
+
+def eval_(
     run: Annotated[Path, tyro.conf.Positional],
-    data: str,
+    data: str = "",
+    tasks: str = "",
+    task_path: Path | None = None,
+    checkpoint: str = "latest",
     split: Literal["valid", "train"] = "valid",
     tokens: int | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    chat: bool = False,
     tokenizer: str = "",
     device: Device = "auto",
     threads: int = 1,
 ) -> int:
-    """Score a run's newest checkpoint on held-out documents: loss and bits per byte, by source.
+    """Score a run's checkpoint on held-out documents (bits per byte, by source) or on tasks of lm-evaluation-harness.
 
-    Writes evaluation.json and evaluation.parquet (one row per document) into the run's folder.
+    Documents: writes evaluation.json and evaluation.parquet (one row per document) into the run's folder. Of a source
+    with a loss mask, only what is learnt from is scored. Tasks: writes evaluation-tasks.json.
 
     Examples:
-        trainer evaluate training/filtered --data shards/raw
-        trainer evaluate training/filtered --data shards/raw --tokens 100000 --tokenizer tokenizer.json
+        trainer eval training/filtered --data shards/raw
+        trainer eval training/filtered --data shards/raw --tokens 100000 --checkpoint best
+        trainer eval training/filtered --tasks my_task --task-path tasks
 
     Args:
         run: the run's folder.
         data: the shards: a folder or a URI.
+        tasks: names of tasks or groups, with commas between.
+        task_path: a folder of task files (YAML), beside the tasks that lm-evaluation-harness has. They may run code.
+        checkpoint: latest, best (by validation, of a run with --patience.validations), or a step's number.
         split: which documents.
         tokens: read this many tokens of each source; all of them, if not given.
-        tokenizer: tokenizer.json, to count bytes; the data's or the run's own, if not given.
+        limit: read this many examples of each task; all of them, if not given.
+        shots: examples with answers before each question; the task's own number, if not given.
+        chat: ask tasks in the run's chat template.
+        tokenizer: tokenizer.json, to count bytes and for tasks; the data's or the run's own, if not given.
         device: auto is cuda where available, else cpu.
         threads: CPU threads.
     """
-    from gristmill.trainer.evaluate import evaluate as score
+    if not (data or tasks):
+        raise UsageError("eval: give --data SHARDS, --tasks NAMES, or both")
+    if data:
+        from gristmill.trainer.evaluate import evaluate
 
-    print(json.dumps(score(run, data, split, tokens, tokenizer, device, threads), indent=2))
+        print(json.dumps(evaluate(run, data, split, tokens, tokenizer, device, threads, checkpoint), indent=2))
+    if tasks:
+        from gristmill.trainer import harness
+
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        print(
+            harness.table(
+                harness.evaluate(run, names, task_path, checkpoint, limit, shots, chat, tokenizer, device, threads)
+            )
+        )
     return 0
 
 
-def compare(
+def plan(arguments: list[str]) -> int:
+    """Tell what a run would take, before anything starts: epochs, steps, memory, time, cost. Nothing is written.
+
+    Takes what trainer run takes. Time comes from a few steps of the real model on this machine, or, with --gpu, from
+    that GPU's peak and a share of it that is assumed.
+
+    Examples:
+        trainer plan --mixture web40_code20 --data shards/filtered --tokens 50M
+        trainer plan --config small.toml --tokens 10B --precision bf16 --gpu H100 --price-per-hour 2.5
+    """
+    config = cli.parse_config(PlanConfig, arguments, "trainer plan", inspect.cleandoc(plan.__doc__ or ""))
+    from gristmill.trainer.plan import plan as reckon
+    from gristmill.trainer.plan import table
+
+    result = reckon(config)
+    print(json.dumps(result, indent=2) if config.json else table(result))
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """Compare two evaluated runs, or train small runs of two mixtures and compare these: does filtering help?
+
+    trainer compare RUN RUN compares what is there; trainer compare --mixtures MIXTURE,MIXTURE trains first.
+    """
+    if any(argument.split("=")[0] in ("--mixtures", "--config") for argument in arguments):
+        return _compare_mixtures(["--help"] if "--help" in arguments else arguments)
+    return cli.typed(_compare_runs, "trainer compare")(arguments) or 0
+
+
+def _compare_mixtures(arguments: list[str]) -> int:
+    """Train small runs of two mixtures in pairs, at equal budgets, and tell which one teaches more, and how surely.
+
+    Every pair has one seed, one model and the same batches' shape. A third run of each seed reads the second mixture,
+    cut at random to as much text as the first has. All are scored on the same held-out documents. The output folder
+    gets the runs, comparison.json and comparison.svg; the same command again does only what is missing.
+
+    Examples:
+        trainer compare --mixtures fine=web@shards/fine,raw=web@shards/raw --tokens 10M --output proxies
+        trainer compare --mixtures web40_code20,web60 --data shards --seeds 5 --held-out shards/raw --output proxies
+    """
+    about = inspect.cleandoc(_compare_mixtures.__doc__ or "")
+    config = cli.parse_config(ProxiesConfig, arguments, "trainer compare", about)
+    from gristmill.trainer import proxies
+
+    result = proxies.run(config)
+    print(json.dumps(result, indent=2) if config.json else proxies.table(result))
+    return 0
+
+
+def _compare_runs(
     a: Annotated[Path, tyro.conf.Positional],
     b: Annotated[Path, tyro.conf.Positional],
     output: Path | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
     """Compare two evaluated runs on the same documents: bits per byte, 95 % interval, verdict.
+
+    With --mixtures, two mixtures are compared, by small runs that are trained first: trainer compare --mixtures --help
 
     Examples:
         trainer compare training/filtered training/raw
@@ -126,12 +235,14 @@ def generate(
     tokenizer: str = "",
     device: Device = "auto",
     expert_cache_gb: float | None = None,
+    checkpoint: str = "latest",
+    chat: bool = False,
 ) -> int:
-    """Write text with a run's newest checkpoint.
+    """Write text with a run's checkpoint.
 
     Examples:
         trainer generate training/filtered --prompt "The river"
-        trainer generate training/filtered --tokens 200 --temperature 0
+        trainer generate training/chat --prompt "What is a river?" --chat
         trainer generate runs/moonlight --prompt "The river" --expert-cache-gb 4
 
     Args:
@@ -145,10 +256,12 @@ def generate(
         device: auto is cuda where available, else cpu.
         expert_cache_gb: leave experts on disk, hold so many gigabytes of those used last, and tell the hit rate; all
             are in memory, if not given.
+        checkpoint: latest, best (by validation, of a run with --patience.validations), or a step's number.
+        chat: the prompt is a question in the run's chat template; only the answer is printed.
     """
     from gristmill.trainer.generate import generate as write
 
-    print(write(run, prompt, tokens, temperature, top_k, seed, tokenizer, device, expert_cache_gb))
+    print(write(run, prompt, tokens, temperature, top_k, seed, tokenizer, device, expert_cache_gb, checkpoint, chat))
     return 0
 
 
@@ -196,7 +309,7 @@ def import_(
     Args:
         model: a folder, or hf://org/name or hf://org/name@revision.
         out: the run's folder, which is not there yet.
-        sequence: tokens in a window for evaluate and generate; 0 is the model's own longest, at most 4096.
+        sequence: tokens in a window for eval and generate; 0 is the model's own longest, at most 4096.
     """
     from gristmill.trainer.exchange import import_model
 
@@ -211,8 +324,9 @@ def export(
     tokenizer: str = "",
     shard_gb: float = 5.0,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    checkpoint: str = "latest",
 ) -> int:
-    """Write a run's newest checkpoint as a Hugging Face folder, which transformers and vLLM load.
+    """Write a run's checkpoint as a Hugging Face folder, which transformers and vLLM load.
 
     It becomes what it is like, Qwen3-MoE, Mixtral, DeepSeek-V3 or dots1, with the tokenizer's files and a card.
 
@@ -226,12 +340,13 @@ def export(
         tokenizer: tokenizer.json to put beside the weights; the run's own, if not given.
         shard_gb: gigabytes of one file of weights, at most.
         dtype: number format of the weights; stored is the checkpoint's own.
+        checkpoint: latest, best (by validation, of a run with --patience.validations), or a step's number.
     """
     import torch
 
     from gristmill.trainer.exchange import export_run
 
-    export_run(run, out, tokenizer, shard_gb, None if dtype == "stored" else getattr(torch, dtype))
+    export_run(run, out, tokenizer, shard_gb, None if dtype == "stored" else getattr(torch, dtype), checkpoint)
     print(out)
     return 0
 
@@ -242,9 +357,9 @@ def _outcome(record: dict, output: str) -> str:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="trainer: %(message)s", stream=sys.stderr)
-    commands: dict[str, cli.Command] = {"run": run}
-    for function in (resume, evaluate, compare, generate, params, import_, export):
-        name = function.__name__.rstrip("_")  # import is a word of Python's
+    commands: dict[str, cli.Command] = {"plan": plan, "run": run, "finetune": finetune, "compare": compare}
+    for function in (resume, eval_, generate, params, import_, export):
+        name = function.__name__.rstrip("_")  # import and eval are words of Python's
         commands[name] = cli.typed(function, f"trainer {name}")
     cli.main("trainer", commands, "Small mixture-of-experts models, trained from published shards, exactly resumable.")
 

@@ -12,8 +12,12 @@ from typing import Any, Literal
 from gristmill.base.cli import Tokens
 from gristmill.base.config import to_mapping
 from gristmill.base.errors import UsageError
+from gristmill.trainer.alarms import AlarmConfig
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.patience import PatienceConfig
+from gristmill.trainer.ramp import Stage, stages
+from gristmill.trainer.watch import HealthConfig, SamplesConfig, TrackersConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class BatchConfig:
     micro: int = 8
     """Windows per forward and backward pass; changes memory and speed, and the result only by rounding, unless the
     model has a capacity or a balance_loss: these look at one pass."""
+    ramp_from: int = 0
+    """Windows of the first steps, doubled stage by stage up to `sequences` (which it divides by 2, 4, 8, ...). 0: all
+    steps are alike."""
+    ramp_share: float = 0.1
+    """Share of the budget in which they double. Every stage reads as many tokens."""
 
     @property
     def tokens(self) -> int:
@@ -51,6 +60,8 @@ class TrainConfig:
     """concat: windows as the text comes, documents cut at their ends. bestfit: documents whole wherever they fit."""
     match_repetition: bool = False
     """Read of each source only as much as repeats as often as in the mixture's target_tokens: for small proxy runs."""
+    unique_tokens: dict[str, int] = field(default_factory=dict)
+    """Of a source, read only so many tokens, over and over: a random sample of its documents (web 1000000)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products; weights and optimiser state stay in fp32."""
     expert_precision: Literal["", "fp32", "bf16", "fp8", "mxfp8", "nvfp4"] = ""
@@ -68,12 +79,17 @@ class TrainConfig:
     """Of the initial weights."""
     data_seed: int | None = None
     """Of the data order; None: the mixture's own."""
+    init_from: str = ""
+    """Begin with the weights of a run, of one of its checkpoints, or of a Hugging Face folder or hf://org/name@revision,
+    and with that model's shape but for the fields of --model that are given. "": with random ones."""
+    first_sequence: int = 0
+    """Where in the mixture's order the run begins, in windows: what is before it is not read."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     checkpoint_every: int = 200
     """Steps between checkpoints; the last step always writes one. 0: only the last."""
     keep_checkpoints: int = 2
-    """Older checkpoints are removed."""
+    """Older checkpoints are removed, but for the best one by validation where --patience.validations is set."""
     validate_every: int = 200
     """Steps between validations; the last step always has one. 0: only the last."""
     validate_tokens: int = 50_000
@@ -83,9 +99,16 @@ class TrainConfig:
     the run reads before it starts, and keep it."""
     check_shards: bool = True
     """First compare the sha256 of all shards that the run will read: about a second per gigabyte and core."""
+    price_per_hour: float = 0.0
+    """Of the machine, in any currency, for what the run has cost so far. 0: not told."""
     model: ModelSection = field(default_factory=ModelSection)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    patience: PatienceConfig = field(default_factory=PatienceConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    trackers: TrackersConfig = field(default_factory=TrackersConfig)
 
     def __post_init__(self) -> None:
         least = {
@@ -95,6 +118,7 @@ class TrainConfig:
             "keep_checkpoints": 1,
             "validate_every": 0,
             "validate_tokens": 0,
+            "first_sequence": 0,
         }
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -108,10 +132,41 @@ class TrainConfig:
             raise UsageError(
                 "stochastic_rounding is of --expert-precision fp8, mxfp8 or nvfp4; set one, or leave it out"
             )
+        if self.patience.validations and not (self.validate_every and self.validate_tokens):
+            raise UsageError("patience.validations waits for validations: give --validate-every and --validate-tokens")
+        _ = self.stages  # a ramp that cannot be
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The steps of the run, in stages of as many windows each."""
+        batch = self.batch
+        return stages(batch.sequences, batch.ramp_from, batch.ramp_share, self.tokens // batch.tokens)
 
     @property
     def steps(self) -> int:
-        return self.tokens // self.batch.tokens
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def trained_tokens(self) -> int:
+        """The budget, in whole steps."""
+        return self.tokens // self.batch.tokens * self.batch.tokens
+
+    def stages_after(self, step: int) -> list[Stage]:
+        """What is left of the stages when `step` steps are done."""
+        left = []
+        for stage in self.stages:
+            done = min(step, stage.steps)
+            step -= done
+            if done < stage.steps:
+                left.append(stage._replace(steps=stage.steps - done))
+        return left
+
+    def tokens_after(self, step: int) -> int:
+        """Tokens of the first `step` steps."""
+        return (
+            self.trained_tokens
+            - sum(left.steps * left.windows for left in self.stages_after(step)) * self.batch.sequence
+        )
 
     def require_paths(self) -> None:
         for name in ("mixture", "data", "output"):
@@ -123,13 +178,17 @@ class TrainConfig:
         return Path(self.output)
 
 
-# Pinned by content (the plan's hash and the tokenizer's), or of no effect on the result.
-_DECIDES_NOTHING = ("mixture", "data", "output", "tokenizer", "check_shards", "disk_gb")
+# Pinned by content (the plan's hash and the tokenizer's), of no effect on the result, or, as alarms, for whoever has to
+# go on with a run that one of them stopped.
+_PLACES = ("mixture", "data", "output", "tokenizer")
+_WATCHED = ("health", "samples", "trackers", "price_per_hour")
+_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "alarms", "check_shards", "disk_gb", "keep_checkpoints")
 
 
 def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
-    """The dotted names whose values differ between a run's stored configuration and `new`, places left out."""
-    before, after = _flat(old), _flat(to_mapping(new))
+    """The dotted names whose values differ between a run's stored configuration and `new`, places left out. What the
+    stored one does not name had its default."""
+    before, after = _flat(to_mapping(TrainConfig())) | _flat(old), _flat(to_mapping(new))
     return [
         f"{key} = {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted(before | after)
@@ -137,11 +196,19 @@ def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
+def unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Settings and sections that decide the weights, and differ between two stored configurations that both name them;
+    the budget and the model, which runs record by themselves, left out."""
+    first, second = _flat(a), _flat(b)
+    differ = {key.partition(".")[0] for key in first | second if first.get(key) != second.get(key)}
+    return sorted((differ & a.keys() & b.keys()) - {"tokens", "model"})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            result |= {f"{key}.{inner}": item for inner, item in value.items()}
-        elif key not in _DECIDES_NOTHING:
-            result[key] = value
+        if not prefix and key in _DECIDES_NOTHING:
+            continue
+        name = f"{prefix}{key}"
+        result |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return result

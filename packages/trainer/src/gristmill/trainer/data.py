@@ -5,6 +5,7 @@ B sequences, S positions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +18,11 @@ from gristmill.base.files import sha256_file
 from gristmill.base.progress import Progress
 from gristmill.shards import mixture, reader, resolve
 from gristmill.shards.loader import Batch
+from gristmill.shards.mixture import Mixture
 from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset
 from gristmill.trainer.config import TrainConfig
+from gristmill.trainer.hub import load_tokenizer
 
 
 class Example(NamedTuple):
@@ -38,12 +41,19 @@ class Example(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A held-out document: its tokens end in EOS; bytes of its text in UTF-8, None where that is not known."""
+    """A held-out document: its tokens end in EOS; bytes of the text that is scored in UTF-8, None where that is not
+    known; `learnt` is bool, true where a token is scored (None: everywhere)."""
 
     source: str
     id: str
     tokens: np.ndarray
     bytes: int | None
+    learnt: np.ndarray | None = None
+
+    @property
+    def scored(self) -> int:
+        """Tokens."""
+        return len(self.tokens) if self.learnt is None else int(self.learnt.sum())
 
 
 class TrainingData(NamedTuple):
@@ -61,6 +71,15 @@ def open_training(config: TrainConfig) -> TrainingData:
         UsageError: no such mixture, or one that the dataset cannot fill.
         DataError: shards that are missing, or not what their manifest says.
     """
+    dataset, _mixture, plan = resolve_data(config)
+    if not (config.disk_gb and dataset.files.partial):  # else they come, checked, as the run goes
+        with Progress("check shards", total=0, unit="files") as progress:
+            dataset.require(plan.touched(config.first_sequence), progress.of, config.check_shards)
+    return TrainingData(dataset, plan, find_tokenizer(config.tokenizer, dataset))
+
+
+def resolve_data(config: TrainConfig) -> tuple[Dataset, Mixture, Plan]:
+    """What a run would read. Of a dataset elsewhere only the manifests are fetched."""
     dataset = reader.open_dataset(config.data)
     chosen = mixture.load_mixture(config.mixture, search=[dataset.root / "mixtures"])
     plan = resolve.plan(
@@ -68,20 +87,24 @@ def open_training(config: TrainConfig) -> TrainingData:
         dataset,
         config.batch.sequence,
         config.data_seed,
-        config.steps * config.batch.tokens,
+        config.first_sequence * config.batch.sequence + config.trained_tokens,
         pack=config.packing,
         match_repetition=config.match_repetition,
+        unique_tokens=config.unique_tokens,
         align=config.batch.tokens,
     )
-    if odd := [phase for phase in plan.phases if config.batch.tokens % phase.length]:
+    smallest = min(stage.windows for stage in config.stages) * config.batch.sequence
+    if odd := [phase for phase in plan.phases if smallest % phase.length]:
         raise UsageError(
             f"mixture {plan.mixture}: phase {odd[0].name!r} has sequences of {odd[0].length} tokens, and a step of "
-            f"{config.batch.tokens} (batch.sequence x batch.sequences) is no multiple of that"
+            f"{smallest} (batch.sequence x batch.sequences, or x batch.ramp_from) is no multiple of that"
         )
-    if not (config.disk_gb and dataset.files.partial):  # else they come, checked, as the run goes
-        with Progress("check shards", total=0, unit="files") as progress:
-            dataset.require(plan.touched(), progress.of, config.check_shards)
-    return TrainingData(dataset, plan, find_tokenizer(config.tokenizer, dataset))
+    if config.first_sequence and any(phase.length != config.batch.sequence for phase in plan.phases):
+        raise UsageError(
+            f"mixture {plan.mixture}: first_sequence counts windows of {config.batch.sequence} tokens (batch.sequence), "
+            "and a phase has others; begin at 0"
+        )
+    return dataset, chosen, plan
 
 
 def find_tokenizer(given: str, dataset: Dataset) -> Path | None:
@@ -122,19 +145,21 @@ def held_out(
     """
     documents: list[Document] = []
     for name in sorted(sources or dataset.sources):
-        taken = 0
-        for id, ids, meta in dataset.sources[name].split(split).documents():
+        taken, part = 0, dataset.sources[name].split(split)
+        masks = (mask.tokens.astype(bool) for mask in part.documents("loss")) if part.masked else itertools.repeat(None)
+        for (id, ids, meta), learnt in zip(part.documents(), masks):
             if tokens is not None and taken >= tokens:
                 break
             taken += len(ids)
-            documents.append(Document(name, id, np.asarray(ids), (meta or {}).get("bytes")))
+            size = meta.get("bytes") if learnt is None else None
+            documents.append(Document(name, id, np.asarray(ids), size, learnt))
     return documents if tokenizer is None else count_bytes(documents, tokenizer)
 
 
 def count_bytes(documents: list[Document], tokenizer: Path) -> list[Document]:
-    """The documents with the UTF-8 length of their decoded text, EOS left out."""
-    from tokenizers import Tokenizer
-
-    decoder = Tokenizer.from_file(str(tokenizer))
-    texts = decoder.decode_batch([document.tokens[:-1].tolist() for document in documents], skip_special_tokens=False)
+    """The documents with the UTF-8 length of their decoded text, EOS and what is not scored left out."""
+    decoder = load_tokenizer(tokenizer)
+    kept = [slice(None) if one.learnt is None else one.learnt[:-1] for one in documents]
+    ids = [document.tokens[:-1][some].tolist() for document, some in zip(documents, kept)]
+    texts = decoder.decode_batch(ids, skip_special_tokens=False)
     return [document._replace(bytes=len(text.encode("utf-8"))) for document, text in zip(documents, texts)]

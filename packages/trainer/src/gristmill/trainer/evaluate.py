@@ -26,7 +26,8 @@ ROWS = 16  # windows scored at once
 
 
 class _Rows(NamedTuple):
-    """A packed batch; document_BS names each position's document, -1 where the row is only filled up."""
+    """A packed batch; document_BS names each position's document, -1 where nothing is scored: where the row is only
+    filled up, or the target is not learnt from."""
 
     inputs_BS: np.ndarray
     targets_BS: np.ndarray
@@ -42,13 +43,16 @@ def evaluate(
     tokenizer: str = "",
     device: str = "auto",
     threads: int = 1,
+    which: str = "latest",
 ) -> dict[str, Any]:
-    """Score a run's newest checkpoint on a dataset's documents; writes RUN/evaluation.json and RUN/evaluation.parquet.
+    """Score a run's checkpoint on a dataset's documents; writes RUN/evaluation.json and RUN/evaluation.parquet.
 
-    `tokens` bounds what is read of each source; None reads the whole split.
+    Args:
+        tokens: bounds what is read of each source; None reads the whole split.
+        which: the checkpoint: latest, best, or a step's number.
     """
     torch.set_num_threads(threads)
-    trained = load_model(run, device)
+    trained = load_model(run, device, which=which)
     dataset = open_dataset(data)
     require_same_tokenizer(trained.run, dataset, data)
     file = find_tokenizer(tokenizer, dataset) or trained.tokenizer
@@ -57,9 +61,10 @@ def evaluate(
     summary = {
         "format": "gristmill.evaluation/1",
         "split": split,
+        "tokens_of_each": tokens,
         "data": dataset.manifest.content_id,
-        "step": trained.step,
-        "tokens_trained": trained.run["tokens"],
+        "step": trained.position.step,
+        "tokens_trained": trained.position.tokens,
         "documents": len(documents),
         **summarise(documents, nll),
         "per_document": "evaluation.parquet",
@@ -70,7 +75,7 @@ def evaluate(
 
 
 def score(model: Transformer, documents: Sequence[Document], sequence: int, eos: int) -> np.ndarray:
-    """Negative log-likelihood of each document in nats, summed over its tokens: float64 [documents]."""
+    """Negative log-likelihood of each document in nats, summed over the tokens that are scored: float64 [documents]."""
     was_training = model.training
     model.eval()  # experts have another capacity outside training, and those that choose tokens there no longer do
     total = np.zeros(len(documents))
@@ -104,7 +109,7 @@ def require_same_tokenizer(run: dict[str, Any], dataset: Dataset, data: str) -> 
 
 
 def _totals(documents: Sequence[Document], nll: np.ndarray) -> dict[str, Any]:
-    tokens = sum(len(document.tokens) for document in documents)
+    tokens = sum(document.scored for document in documents)
     known = [document.bytes for document in documents if document.bytes is not None]
     size = sum(known) if len(known) == len(documents) else None
     nats = float(nll.sum())
@@ -134,7 +139,8 @@ def _pack(documents: Sequence[Document], sequence: int, eos: int) -> Iterator[_R
             place = slice(used[row], used[row] + length)
             rows.inputs_BS[row, place] = inputs[piece]
             rows.targets_BS[row, place] = targets[piece]
-            rows.document_BS[row, place] = number
+            learnt = slice(None) if document.learnt is None else document.learnt[piece]
+            rows.document_BS[row, place][learnt] = number
             rows.starts_BS[row, used[row]] = True
             used[row] += length
             if used[row] < sequence:
@@ -156,7 +162,7 @@ def _write_documents(path: Path, documents: Sequence[Document], nll: np.ndarray)
         {
             "source": pa.array([document.source for document in documents], pa.string()),
             "id": pa.array([document.id for document in documents], pa.string()),
-            "tokens": pa.array([len(document.tokens) for document in documents], pa.int64()),
+            "tokens": pa.array([document.scored for document in documents], pa.int64()),
             "bytes": pa.array([document.bytes for document in documents], pa.int64()),
             "nll": pa.array(nll, pa.float64()),
         }

@@ -20,12 +20,12 @@ from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_object, replace_folder, sha256_file, write_json, write_text, writing
 from gristmill.trainer import checkpoint, hub, tensor_file
 from gristmill.trainer.card import card
-from gristmill.trainer.checkpoint import Position
+from gristmill.trainer.checkpoint import Position, State
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model import huggingface
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.counts import count
-from gristmill.trainer.run_folder import FORMAT, model_config, read_run
+from gristmill.trainer.run_folder import FORMAT, document_ids, model_config, read_run
 
 WINDOW = 4096  # tokens that an imported model is evaluated and continued on at most, where nothing else is asked
 
@@ -47,13 +47,24 @@ def import_model(place: str, out: Path, sequence: int = 0) -> dict[str, Any]:
     folder = hub.local_folder(place)
     foreign = huggingface.read(folder)
     files = hub.tokenizer_files(folder)
+    record = describe(place, folder, foreign, out, sequence)
+    with _whole(out) as temporary:
+        for file in files:
+            shutil.copyfile(file, temporary / file.name)
+        checkpoint.write(temporary, State(Position()), {checkpoint.FILES[0]: foreign.weights})
+        write_json(temporary / "run.json", record)
+    return record
+
+
+def describe(place: str, folder: Path, foreign: huggingface.Foreign, out: Path, sequence: int = 0) -> dict[str, Any]:
+    """The run.json of a model that was imported into `out`."""
     window = sequence or min(foreign.values.get("max_position_embeddings", WINDOW), WINDOW)
     full = all(tensor.dtype == torch.float32 for tensor in foreign.weights.values())
     counts = count(foreign.config)
     config = TrainConfig(
         output=str(out), tokens=window, precision="fp32" if full else "bf16", batch=BatchConfig(window, 1, 1)
     )
-    record = {
+    return {
         "format": FORMAT,
         "status": "imported",
         "imported": {"place": place, "commit": hub.commit(folder), "model_type": foreign.values["model_type"]},
@@ -69,23 +80,23 @@ def import_model(place: str, out: Path, sequence: int = 0) -> dict[str, Any]:
         "tokens": 0,
         "seconds": 0.0,
     }
-    with _whole(out) as temporary:
-        for file in files:
-            shutil.copyfile(file, temporary / file.name)
-        checkpoint.save_weights(temporary, Position(), foreign.weights)
-        write_json(temporary / "run.json", record)
-    return record
 
 
 def export_run(
-    run: Path, out: Path, tokenizer: str = "", shard_gb: float = 5.0, dtype: torch.dtype | None = None
+    run: Path,
+    out: Path,
+    tokenizer: str = "",
+    shard_gb: float = 5.0,
+    dtype: torch.dtype | None = None,
+    which: str = "latest",
 ) -> None:
-    """A run's newest checkpoint as a Hugging Face folder, whole or absent: weights, config, tokenizer, card.
+    """A run's checkpoint as a Hugging Face folder, whole or absent: weights, config, tokenizer, card.
 
     Args:
         tokenizer: tokenizer.json to put beside the weights; the run's own, if "".
         shard_gb: of one file, in gigabytes at most.
         dtype: of the weights; as they were stored, if None.
+        which: the checkpoint: latest, best, or a step's number.
 
     Raises:
         UsageError: `out` is not empty, or no model of Hugging Face's is like this one.
@@ -98,16 +109,20 @@ def export_run(
         raise UsageError(f"--tokenizer {tokenizer}: no such file")
     config = model_config(run, record)
     family = huggingface.family_of(config)
-    weights = tensor_file.read_file(checkpoint.weights_file(checkpoint.newest(run)))
+    chosen = checkpoint.find(run, which)
+    position = checkpoint.position(chosen)
+    weights = tensor_file.read_file(checkpoint.weights_file(chosen))
     weights.pop("coefficients.factors", None)  # of the training losses
-    about, sequence = record["tokenizer"], record["config"]["batch"]["sequence"]
-    ids = {"bos_token_id": about.get("bos_id", about["eos_id"]), "eos_token_id": about["eos_id"]}
+    bos, eos = document_ids(run, record, config.vocab)
+    ids = {"bos_token_id": bos, "eos_token_id": eos}
+    sequence = record["config"]["batch"]["sequence"]
     with _whole(out) as temporary:
         _write_tokenizer(run, temporary, tokenizer, ids, sequence)
         huggingface.write(
             config, weights, temporary, sequence=sequence, shard_bytes=int(shard_gb * 1e9), ids=ids, dtype=dtype
         )
-        text = card(config, count(config), record, family.ARCHITECTURE, sequence)
+        trained = record | {"step": position.step, "tokens": position.tokens}
+        text = card(config, count(config), trained, family.ARCHITECTURE, sequence)
         write_text(temporary / "README.md", text)
 
 

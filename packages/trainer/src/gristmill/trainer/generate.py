@@ -12,6 +12,8 @@ import torch
 
 from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
+from gristmill.shards.importers.conversation import Turn
+from gristmill.trainer import chat_form
 from gristmill.trainer.hub import load_tokenizer
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.run_folder import load_model
@@ -29,27 +31,35 @@ def generate(
     tokenizer: str = "",
     device: str = "auto",
     expert_cache_gb: float | None = None,
+    which: str = "latest",
+    chat: bool = False,
 ) -> str:
     """Continue `prompt` by up to `tokens` tokens, or until the document ends. Answers prompt and continuation.
 
     Args:
         expert_cache_gb: leave experts on disk, and hold so many gigabytes of those that were used last.
+        which: the checkpoint: latest, best, or a step's number.
+        chat: the prompt is a user's question in the run's chat template; answers the model's answer alone.
     """
     check_range("--top-k", top_k, 1)
     check_range("--temperature", temperature)
     check_range("--seed", seed, -(2**63), 2**64 - 1)
     if expert_cache_gb is not None:
         check_range("--expert-cache-gb", expert_cache_gb)
-    trained = load_model(run, device, None if expert_cache_gb is None else int(expert_cache_gb * 1e9))
+    trained = load_model(run, device, None if expert_cache_gb is None else int(expert_cache_gb * 1e9), which)
     file = Path(tokenizer) if tokenizer else trained.tokenizer
     if file is None or not file.is_file():
         raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
     text = load_tokenizer(file)
-    start = [trained.bos, *text.encode(prompt, add_special_tokens=False).ids]
+    if chat:
+        asked = chat_form.load(run, trained).prompt([Turn("user", prompt, learnt=False)])
+    else:
+        asked = text.encode(prompt, add_special_tokens=False).ids
+    start = asked if asked[:1] == [trained.bos] else [trained.bos, *asked]
     ids = sample(trained.model, start, tokens, trained.sequence, trained.eos, temperature, top_k, seed)
     if trained.experts is not None:
         log.info(trained.experts.summary())
-    return text.decode(ids[1:], skip_special_tokens=True)
+    return text.decode(ids[len(start) if chat else 1 :], skip_special_tokens=True)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The training loop, as one page reads: open, agree with what is there, step, log, validate, save, finish.
+"""The training loop, as one page reads: step, log, judge, validate, save, finish.
 
 One idea: a run's whole state is its newest checkpoint. Whatever ends a run, the same command goes on from there.
 """
@@ -8,57 +8,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
-import shutil
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gristmill.base.config import from_mapping, to_mapping
-from gristmill.base.errors import DataError, GristmillError, UsageError
-from gristmill.base.files import read_json, write_json
+from gristmill.base.config import from_mapping
+from gristmill.base.errors import GristmillError
 from gristmill.base.progress import Progress
-from gristmill.shards.loader import Batches
-from gristmill.trainer import checkpoint, evaluate
-from gristmill.trainer.checkpoint import Position
-from gristmill.trainer.config import TrainConfig, differences
-from gristmill.trainer.data import Document, TrainingData, held_out, open_training, to_example
-from gristmill.trainer.model import precision
-from gristmill.trainer.model.config import ModelConfig, resolve
-from gristmill.trainer.model.counts import count
-from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.optim import adamw
-from gristmill.trainer.optim.schedule import learning_rate
-from gristmill.trainer.run_folder import FORMAT, pick_device, read_run
+from gristmill.shards.loader import Batch
+from gristmill.trainer import checkpoint, evaluate, hardware, record, start
+from gristmill.trainer.alarms import Alert
+from gristmill.trainer.checkpoint_writer import CheckpointWriter, Tensors
+from gristmill.trainer.config import TrainConfig
+from gristmill.trainer.data import open_training, to_example
+from gristmill.trainer.feed import batches
+from gristmill.trainer.meter import Meter
+from gristmill.trainer.optim.schedule import factor, learning_rate
+from gristmill.trainer.run_folder import read_run
+from gristmill.trainer.samples import write_samples
+from gristmill.trainer.signals import stop_after_step
+from gristmill.trainer.start import Run
 from gristmill.trainer.step import StepResult, train_step
-from gristmill.trainer.trackers.jsonl import EventLog
+from gristmill.trainer.trackers.open import Trackers, find_adapters, open_trackers
 
 log = logging.getLogger("gristmill.trainer")
-
-
-@dataclass
-class _Run:
-    """A run under way: what does not change, and `position`, which does."""
-
-    config: TrainConfig
-    data: TrainingData
-    record: dict[str, Any]  # run.json
-    model: Transformer
-    optimizer: torch.optim.Optimizer
-    position: Position
-    rounding: precision.StochasticRounding | None = None
-    held_out: list[Document] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        return self.config.folder
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -70,29 +45,27 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         UsageError: config.output holds a run with another configuration, or the configuration is not possible.
         DataError: the shards or the checkpoint are damaged, or are not those the run began with.
-        GristmillError: the loss or the gradient is not finite.
+        WriteError: a checkpoint or the log could not be written.
+        GristmillError: an alarm whose policy is to stop.
     """
     config.require_paths()
+    find_adapters(config.trackers)
     data = open_training(config)
-    model_config = resolve(config.model, data.dataset.tokenizer.vocab_size)
-    if model_config.vocab < data.dataset.tokenizer.vocab_size:
-        raise UsageError(
-            f"model.vocab ({model_config.vocab}) is less than the data's ({data.dataset.tokenizer.vocab_size})"
-        )
-    existing = _existing(config, data)
+    existing = start.agree(config, data)
     if existing and existing["status"] == "done":
         log.info("%s: already done (%s tokens); nothing to do", config.folder, f"{existing['tokens']:,}")
         return existing
-    with _stop_after_step() as stopped:
-        run = _open(config, data, model_config)
+    with stop_after_step() as stopped:
+        run = start.begin(config, data, existing)
         try:
-            _run_steps(run, stopped)
+            reason = _run_steps(run, stopped)
         except BaseException as error:
             failed = isinstance(error, Exception)  # else a signal
-            _write_record(run, "failed" if failed else "interrupted", str(error) if failed else None)
+            status, told = ("failed", str(error)) if failed else ("interrupted", None)
+            with contextlib.suppress(OSError):  # a full disk is told of already
+                start.write_record(run, status, error=told)
             raise
-        _write_record(run, "done")
-    return run.record
+        return start.write_record(run, "done", reason=reason)
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -101,205 +74,143 @@ def resume(folder: Path) -> dict[str, Any]:
     return train(from_mapping(TrainConfig, stored, str(folder / "run.json")))
 
 
-def _existing(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
-    """The run.json that is there already; refused if it is another run's."""
-    path = config.folder / "run.json"
-    if not path.exists():
-        return None
-    existing = read_json(path)
-    if existing.get("format") != FORMAT:
-        raise UsageError(f"{path}: not a training run (format {existing.get('format')!r}); give another --output")
-    if changed := differences(existing["config"], config):
-        raise UsageError(
-            f"{config.folder}: holds a run with {'; '.join(changed)}. Give another --output, or the same values"
-        )
-    newest = checkpoint.latest(config.folder)
-    try:
-        if newest:  # else it starts anew
-            at = checkpoint.position(newest)
-            data.plan.require_identity(at.next_sequence, at.plan)
-    except DataError as error:
-        raise DataError(f"{config.folder}: {error}, with another --output") from None
-    return existing
-
-
-def _open(config: TrainConfig, data: TrainingData, model_config: ModelConfig) -> _Run:
-    """Build model and optimiser, and bring both to the newest checkpoint if there is one."""
-    device = pick_device(config.device)
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    for leftover in config.folder.glob("checkpoints/.step-*"):  # of a process killed while it saved
-        shutil.rmtree(leftover)
-    if data.tokenizer is not None:
-        shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
-    rounding = precision.StochasticRounding(config.seed, device) if config.stochastic_rounding else None
-    numbers = precision.build(config.precision, config.expert_precision, rounding)
-    model = Transformer(model_config, numbers, config.recompute)
-    model.initialise(config.seed)
-    model.to(device)
-    if config.compile:
-        model.compile_blocks()
-    optimizer = adamw.build(model, config.optimizer)
-    newest = checkpoint.latest(config.folder)
-    position = checkpoint.restore(newest, model, optimizer) if newest else Position()
-    run = _Run(config, data, _record(config, data, model_config, device), model, optimizer, position, rounding)
-    if config.validate_tokens:
-        sources = [source.name for source in data.plan.sources]
-        run.held_out = held_out(data.dataset, "valid", config.validate_tokens, data.tokenizer, sources)
-    _write_record(run, "running")
-    _announce(config, model_config, device)
-    if newest:
-        log.info("resuming after step %s (%s)", f"{position.step:,}", newest)
-    return run
-
-
-def _announce(config: TrainConfig, model: ModelConfig, device: torch.device) -> None:
-    why = "given" if config.device != "auto" else "cuda is available" if device.type == "cuda" else "no cuda here"
-    counts = count(model)
-    flops = counts.flops_per_token(config.batch.sequence) / 1e6
-    log.info(
-        f"{config.model.preset}: {counts.total:,} parameters, {counts.active:,} active, "
-        f"{flops:.1f} MFLOP/token; {device.type} ({why}), {config.threads} thread(s), {config.precision}; "
-        f"{config.steps:,} steps of {config.batch.tokens:,} tokens"
-    )
-
-
-def _run_steps(run: _Run, stopped: list[int]) -> None:
+def _run_steps(run: Run, stopped: list[int]) -> str | None:
+    """To the last step; answers why it was not that of the budget, if patience ended it."""
     config, first = run.config, run.position
-    device = run.model.embedding_VD.device
-    events = EventLog(run.folder / "events.jsonl", first.step if first.step else -1)
-    disk = int(config.disk_gb * 1e9)
-    batches = Batches(run.data.plan, run.data.dataset, config.batch.tokens, first.next_sequence, disk_bytes=disk)
-    source = iter(batches)
-    started = time.perf_counter()
+    peak = hardware.of_device(run.device, run.model.precision.dtype)
+    run.record["hardware"] = peak and peak._asdict()
+    meter = Meter(run.device, peak, run.record["flops_per_token"], config.price_per_hour)
     with (
-        contextlib.closing(events),
-        contextlib.closing(source),
+        contextlib.closing(open_trackers(config.trackers, run.folder, run.record, first.step or -1)) as events,
+        CheckpointWriter(run.folder, config.keep_checkpoints) as writer,
+        contextlib.closing(batches(config, run.data, first)) as source,
         Progress("train", total=config.steps - first.step, unit="steps") as progress,
     ):
-        for step in range(first.step + 1, config.steps + 1):
-            before = time.perf_counter()
-            example = to_example(next(source), device)
-            micro = max(config.batch.micro * config.batch.sequence // example.inputs_BS.shape[1], 1)
-            rate = learning_rate(config.optimizer, step, config.steps)
-            if run.rounding is not None:
-                run.rounding.begin(step)
-            result = train_step(run.model, run.optimizer, example, micro, rate, config.optimizer.clip)
-            now = time.perf_counter()
-            if not (math.isfinite(result.nll) and math.isfinite(result.grad_norm)):
-                raise GristmillError(_diverged(run, step, result))
-            run.position = Position(
-                step=step,
-                next_sequence=batches.next_sequence,
-                tokens=step * config.batch.tokens,
-                seconds=first.seconds + now - started,
+        writer.prepare(_tensors(run))
+        save = partial(_save, run, events, writer)
+        if config.alarms.rolls_back and checkpoint.latest(run.folder) is None:
+            save()  # something to go back to
+        before = time.perf_counter()
+        while run.patience.reason is None and (upcoming := next(source, None)):
+            step, batch = upcoming
+            writer.check()
+            result = _step(run, step, batch)
+            seconds = time.perf_counter() - before
+            run.position = dataclasses.replace(
+                run.position, step=step, next_sequence=batch.next_sequence, tokens=config.tokens_after(step)
             )
-            _log_step(events, run.position, result, rate, config.batch.tokens / (now - before))
+            costs = meter.read(batch.tokens_BS.size - len(batch.tokens_BS), seconds, run.seconds)
+            _log_step(run, events, result, costs)
+            rolled_back = _judge(run, events, writer, result)
             is_last = step == config.steps
-            if run.held_out and (is_last or _due(step, config.validate_every)):
-                events.write("validation", step, **_validate(run))
-            if is_last or stopped or _due(step, config.checkpoint_every):
-                _save(run, events, first.seconds + time.perf_counter() - started)
-            progress.update(step - first.step, tokens=(step - first.step) * config.batch.tokens)
+            is_best = bool(run.held_out) and _due(step, config.validate_every, is_last) and _validate(run, events)
+            if run.data.tokenizer and config.samples.tokens and _due(step, config.samples.every, is_last):
+                events.write("samples", step, samples=_samples(run))
+            is_last = is_last or run.patience.reason is not None
+            if scheduled := _due(step, config.checkpoint_every, is_last or rolled_back or is_best):
+                save()
+            progress.update(step - first.step, tokens=run.position.tokens - first.tokens)
             if stopped and not is_last:
+                if not scheduled:
+                    save(scheduled=False)
+                writer.wait()
                 log.info("stopped after step %s; trainer resume %s goes on", f"{step:,}", run.folder)
                 raise KeyboardInterrupt if stopped[0] == signal.SIGINT else SystemExit(128 + stopped[0])
+            before = time.perf_counter()
+    return run.patience.reason
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _due(step: int, every: int, always: bool) -> bool:
+    return always or (every > 0 and step % every == 0)
 
 
-def _save(run: _Run, events: EventLog, seconds: float) -> None:
-    """The event first, then the checkpoint: a crash between the two leaves an event that the next resume cuts off."""
-    position = run.position
-    identity = run.data.plan.identity(position.next_sequence)
-    run.position = dataclasses.replace(position, seconds=seconds, plan=identity)
-    events.write("checkpoint", position.step, path=f"checkpoints/step-{position.step:08d}")
-    events.sync()
-    checkpoint.save(run.folder, run.position, run.model, run.optimizer, run.config.keep_checkpoints)
-    _write_record(run, "running")
+def _step(run: Run, step: int, batch: Batch) -> StepResult:
+    config = run.config
+    example = to_example(batch, run.device)
+    micro = max(config.batch.micro * config.batch.sequence // example.inputs_BS.shape[1], 1)
+    if run.rounding is not None:
+        run.rounding.begin(step)
+    share = factor(config.optimizer, step, config.steps)
+    observe = _due(step, config.health.every, False)
+    return train_step(run.model, run.optimizer, example, micro, share, run.alarms.accept, observe)
 
 
-def _validate(run: _Run) -> dict[str, Any]:
-    nll = evaluate.score(run.model, run.held_out, run.config.batch.sequence, run.data.dataset.tokenizer.eos_id)
-    return evaluate.summarise(run.held_out, nll)
-
-
-def _log_step(events: EventLog, position: Position, result: StepResult, rate: float, tokens_per_second: float) -> None:
+def _log_step(run: Run, events: Trackers, result: StepResult, costs: dict[str, float | None]) -> None:
+    config, position = run.config, run.position
     events.write(
         "step",
         position.step,
         tokens=position.tokens,
         loss=result.nll,
-        learning_rate=rate,
+        learning_rate=learning_rate(config.optimizer, position.step, config.steps),
+        moved=result.moved,
         grad_norm=result.grad_norm,
-        tokens_per_second=round(tokens_per_second, 1),
+        norms=result.norms,
+        updates=result.updates,
+        **costs,
         time=round(time.time(), 3),
         router=result.router and result.router._asdict(),
     )
 
 
-def _diverged(run: _Run, step: int, result: StepResult) -> str:
-    newest = checkpoint.latest(run.folder)
-    left = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+def _judge(run: Run, events: Trackers, writer: CheckpointWriter, result: StepResult) -> bool:
+    """Look for what is wrong with a step, and do about it what is configured; answers whether the run rolled back."""
+    step = run.position.step
+    loads = result.router.load if result.router else ()
+    alerts = run.alarms.judge(step, result.nll, result.grad_norm, loads)
+    for alert in alerts:
+        log.warning("step %s: %s: %s (%s)", f"{step:,}", alert.alarm, alert.told, alert.policy)
+        events.write("alarm", step, **alert._asdict())
+    if not alerts or alerts[0].policy in ("warn", "skip"):
+        return False
+    writer.wait()  # the newest checkpoint may still be on its way
+    target = checkpoint.before(run.folder, alerts[0].since)
+    if alerts[0].policy == "stop" or target is None:
+        raise GristmillError(_stopped(run, alerts[0], target))
+    position, acted = run.position, run.alarms.acted
+    start.restore(run, target)
+    run.position, run.alarms.acted = position, acted  # data goes on; acts count, else a run could roll back for ever
+    events.write("roll_back", step, to=checkpoint.step_of(target))
+    log.warning("weights are those after step %s again; the data goes on", f"{checkpoint.step_of(target):,}")
+    return True
+
+
+def _stopped(run: Run, alert: Alert, target: Path | None) -> str:
+    left = f"the last good checkpoint is {target}" if target else "there is no checkpoint from before"
+    mend = "Start again with a lower --optimizer.learning-rate, a longer --optimizer.warmup, or --precision fp32"
+    if alert.alarm in ("router_collapse", "dead_experts"):
+        mend = "Start again with another --model.router, or a larger --model.balance-loss or --model.sequence-loss"
     return (
-        f"{run.folder}: step {step}: loss {result.nll}, gradient norm {result.grad_norm}: "
-        f"training has diverged; {left}. "
-        "Start again with a lower --optimizer.learning-rate, a longer --optimizer.warmup, or --precision fp32"
+        f"{run.folder}: step {run.position.step}: {alert.told} ({alert.alarm}); {left}. {mend}; or go on with another "
+        f"--alarms.{alert.alarm.replace('_', '-')}"
     )
 
 
-def _record(config: TrainConfig, data: TrainingData, model: ModelConfig, device: torch.device) -> dict[str, Any]:
-    manifest, plan, counts = data.dataset.manifest, data.plan, count(model)
-    tokenizer = data.dataset.tokenizer
-    return {
-        "format": FORMAT,
-        "status": "running",
-        "config": to_mapping(config),
-        "model": to_mapping(model),
-        "plan": plan.record(),
-        "data": {"content_id": manifest.content_id, "mixture": plan.mixture, "sources": plan.summary()},
-        "tokenizer": {name: getattr(tokenizer, name) for name in ("name", "sha256", "vocab_size", "eos_id")},
-        "moe_layers": model.moe_layers,
-        "parameters": counts.total,
-        "active_parameters": counts.active,
-        "flops_per_token": counts.flops_per_token(config.batch.sequence),
-        "seed": config.seed,
-        "device": device.type,
-        "versions": {name: version(name) for name in ("torch", "numpy", "gristmill-trainer", "gristmill-shards")},
-    }
+def _validate(run: Run, events: Trackers) -> bool:
+    """Answers whether the held-out loss is the best so far, where patience waits for that."""
+    eos = run.data.dataset.tokenizer.eos_id
+    nll = evaluate.score(run.model, run.held_out, run.config.batch.sequence, eos)
+    scores = evaluate.summarise(run.held_out, nll)
+    events.write("validation", run.position.step, **scores)
+    return run.patience.judge(run.position.step, scores["loss"])
 
 
-def _write_record(run: _Run, status: str, error: str | None = None) -> None:
-    position = run.position
-    now = {"status": status, "step": position.step, "steps": run.config.steps, "tokens": position.tokens}
-    run.record |= now | {"seconds": round(position.seconds, 3), "error": error}
-    write_json(run.folder / "run.json", run.record)
+def _samples(run: Run) -> list[dict[str, str]]:
+    tokenizer, eos = run.data.tokenizer, run.data.dataset.tokenizer.eos_id
+    assert tokenizer is not None
+    config = run.config
+    return write_samples(run.model, tokenizer, config.samples, eos, eos, config.seed, config.batch.sequence)
 
 
-@contextlib.contextmanager
-def _stop_after_step() -> Iterator[list[int]]:
-    """A list that receives the first SIGTERM or SIGINT; a second one acts at once. Only in the main thread."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def _save(run: Run, events: Trackers, writer: CheckpointWriter, scheduled: bool = True) -> None:
+    """The event first, then the checkpoint: a crash between the two leaves an event that the next resume cuts off."""
+    at = run.position
+    run.position = at = dataclasses.replace(at, plan=run.data.plan.identity(at.next_sequence), seconds=run.seconds)
+    events.write("checkpoint", at.step, path=f"checkpoints/step-{at.step:08d}")
+    then = partial(record.write, run.folder, run.record, at, "running")
+    best = run.patience.best_step if run.patience.best is not None else None
+    writer.save(run.state(scheduled), _tensors(run), events.sync, then, best)
 
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
-    def receive(number: int, _frame: Any) -> None:
-        received.append(number)
-        restore()
-        log.info("signal %d: stopping after this step; again to stop at once", number)
-
-    for number in previous:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        restore()
+def _tensors(run: Run) -> Tensors:
+    return dict(zip(checkpoint.FILES, (run.model.state_dict(), run.optimizer.state()), strict=True))

@@ -16,6 +16,7 @@ from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
 from gristmill.trainer import checkpoint, tensor_file
+from gristmill.trainer.checkpoint import Position
 from gristmill.trainer.model import expert_store, precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.expert_store import ExpertStore
@@ -28,9 +29,9 @@ FORMAT = "gristmill.train/2"
 class TrainedModel(NamedTuple):
     model: Transformer  # in evaluation mode, on its device
     run: dict[str, Any]  # run.json
-    step: int
+    position: Position  # where the checkpoint stands
     sequence: int  # tokens in a training window
-    bos: int  # stands before a document's first token; the run's own models have EOS there
+    bos: int  # stands before a document's first token
     eos: int
     tokenizer: Path | None
     experts: ExpertStore | None  # where they stay on disk
@@ -49,16 +50,38 @@ def model_config(folder: Path, run: Mapping[str, Any]) -> ModelConfig:
     return from_mapping(ModelConfig, run["model"], str(folder / "run.json"))
 
 
-def load_model(folder: Path, device: str = "auto", expert_cache: int | None = None) -> TrainedModel:
-    """The newest checkpoint's model, its hash verified. Weights keep the number format of the file.
+def document_ids(folder: Path, run: Mapping[str, Any], vocab: int) -> tuple[int, int]:
+    """(what stands before a document's first token, what ends it); the run's own models have EOS in both places.
+
+    Raises:
+        DataError: run.json has no such ids, or others than the model knows.
+    """
+    about = run.get("tokenizer")
+    told: Mapping[str, Any] = about if isinstance(about, Mapping) else {}
+    ids: dict[str, Any] = {"bos_id": told.get("bos_id", told.get("eos_id")), "eos_id": told.get("eos_id")}
+    for name, value in ids.items():
+        if type(value) is not int or not 0 <= value < vocab:
+            raise DataError(
+                f"{folder / 'run.json'}: tokenizer.{name} is {value!r:.60}; write a token's id there, from 0 to "
+                f"{vocab - 1}"
+            )
+    return ids["bos_id"], ids["eos_id"]
+
+
+def load_model(
+    folder: Path, device: str = "auto", expert_cache: int | None = None, which: str = "latest"
+) -> TrainedModel:
+    """A checkpoint's model, its hash verified. Weights keep the number format of the file.
 
     Args:
         expert_cache: leave experts on disk, and hold so many bytes of those that were used last; None: all in memory.
+        which: latest, best, or a step's number.
     """
     run = read_run(folder)
     config = model_config(folder, run)
-    newest = checkpoint.newest(folder)
-    file = checkpoint.weights_file(newest)
+    bos, eos = document_ids(folder, run, config.vocab)
+    chosen = checkpoint.find(folder, which)
+    file = checkpoint.weights_file(chosen)
     with torch.device("meta"):  # not filled with zeros first
         model = Transformer(config, precision.build(run["config"]["precision"], run["config"]["expert_precision"]))
     model.coefficients = Coefficients(config)
@@ -68,14 +91,14 @@ def load_model(folder: Path, device: str = "auto", expert_cache: int | None = No
         expert_store.attach(model, store)
     with safe_open(file, framework="pt") as handle:
         model.load_state_dict({name: handle.get_tensor(name) for name in model.state_dict()}, assign=True)
-    tokenizer, about = folder / "tokenizer.json", run["tokenizer"]
+    tokenizer = folder / "tokenizer.json"
     return TrainedModel(
         model.to(pick_device(device)).eval(),
         run,
-        checkpoint.position(newest).step,
+        checkpoint.position(chosen),
         run["config"]["batch"]["sequence"],
-        about.get("bos_id", about["eos_id"]),
-        about["eos_id"],
+        bos,
+        eos,
         tokenizer if tokenizer.exists() else None,
         store,
     )

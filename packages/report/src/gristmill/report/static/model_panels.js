@@ -1,4 +1,4 @@
-// Panels about the models: scores and thresholds, oracle and heads, training curves, the router, and the comparison.
+// Panels about the models: scores and thresholds, oracle and heads, and the comparison of trainings.
 
 function panelScores(data, state, change) {
   const head = data.heads.find((one) => one.head === state.head) || data.heads[0];
@@ -82,70 +82,6 @@ function agreementFigure(data) {
       data.points.map((point) => s("circle", { class: "point", cx: x(point[0]), cy: y(point[1]), r: 2 })),
       s("path", { class: "line stroke-dropped", d: data.bins.map((bin, index) => `${index ? "L" : "M"}${x(bin.score)} ${y(bin.oracle)}`).join("") }),
       data.bins.map((bin) => s("circle", { class: "fill-dropped", cx: x(bin.score), cy: y(bin.oracle), r: 4.5 }, tip(`mean score ${decimal(bin.score, 3)}, mean grade ${decimal(bin.oracle, 3)}, n = ${bin.n}`)))));
-}
-
-function panelTraining(data) {
-  const runs = data.runs.map((run, index) => ({ ...run, color: index % 8 }));
-  const stepped = runs.filter((run) => run.steps), validated = runs.filter((run) => run.validation);
-  const bits = validated.some((run) => run.validation.bits_per_byte.some(known)) ? "bits_per_byte" : "loss";
-  const sources = [...new Set(validated.flatMap((run) => Object.keys(run.validation.by_source)))];
-  return [
-    table("Training runs", [
-      { head: "run", class: "name", cell: (run) => [s("svg", { width: 11, height: 11, "aria-hidden": "true" }, s("rect", { class: `fill-${run.color}`, width: 11, height: 11, rx: 2 })), " ", run.name] },
-      { head: "state", cell: (run) => h("span", { class: `state ${run.card.status || ""}` }, run.card.status || "–") },
-      { head: "parameters", number: true, cell: (run) => short(run.card.parameters) },
-      { head: "active", number: true, cell: (run) => short(run.card.active_parameters) },
-      { head: "steps", number: true, cell: (run) => count(run.steps?.last_step) + (known(run.card.steps) ? ` of ${count(run.card.steps)}` : "") },
-      { head: "tokens", number: true, cell: (run) => count(run.steps?.last_tokens ?? run.card.tokens) },
-      { head: "tokens/s", number: true, cell: (run) => count(run.steps?.tokens_per_second) },
-      { head: "time", number: true, cell: (run) => duration(run.card.seconds) },
-      { head: "train loss", number: true, cell: (run) => decimal(run.steps?.smooth.at(-1)) },
-      { head: "own validation, bits/byte", number: true, cell: (run) => decimal(run.validation?.bits_per_byte.at(-1)) },
-      { head: "evaluation, bits/byte", number: true, cell: (run) => decimal(run.evaluation?.bits_per_byte) },
-    ], runs),
-    h("div", { class: "columns" },
-      stepped.length > 0 && figure("Training loss; the strong line is an exponential mean, the faint one each logged step.",
-        legend(stepped.map((run) => [run.color, run.name])),
-        lineChart({ series: stepped.map((run) => ({ name: run.name, color: run.color, x: run.steps.tokens, y: run.steps.smooth, faint: run.steps.loss })), xLabel: "tokens seen", yLabel: "loss, nats per token" })),
-      validated.length > 0 && figure("Validation during training, on each run's own held-out split. These are other documents for each run: the lines show progress, not which run is better.",
-        legend(validated.map((run) => [run.color, run.name])),
-        lineChart({ series: validated.map((run) => ({ name: run.name, color: run.color, x: run.validation.tokens, y: run.validation[bits], dots: true })), xLabel: "tokens seen", yLabel: bits === "loss" ? "loss, nats per token" : "bits per byte" }))),
-    sources.length > 0 && figure("Last validation by source, bits per byte (fewer is better), each run on its own documents. “Did filtering help?” compares the runs on the same ones.",
-      table("Last validation by source", [
-        { head: "source", class: "name", cell: (source) => source },
-        ...validated.flatMap((run) => [
-          { head: run.name, number: true, cell: (source) => decimal(run.validation.by_source[source]?.bits_per_byte) },
-          { head: "documents", number: true, cell: (source) => count(run.validation.by_source[source]?.documents) },
-        ]),
-      ], sources, { class: "slim" })),
-    runs.some((run) => run.router) && [
-      h("h3", {}, "Routers"),
-      heatLegend(),
-      h("div", { class: "columns" }, runs.filter((run) => run.router).map((run) => figure(
-        `Run ${run.name}, step ${count(run.router.step)}: the busiest expert has ${decimal(run.router.most, 3)} × its even share; ${run.router.starved ? `${count(run.router.starved)} ${run.router.starved === 1 ? "starves" : "starve"} (under a tenth of it)` : "none starves"}.${routerNotes(run.router)}`,
-        heatMap({ load: run.router.load, names: run.router.layers })))),
-      entropyFigure(runs.filter((run) => run.router && run.router.entropy.mean.some(known))),
-    ],
-  ];
-}
-
-function routerNotes(router) {
-  const dropped = known(router.dropped) && router.dropped > 0 ? ` ${percent(router.dropped)} of what was routed was dropped.` : "";
-  const bias = known(router.bias_range) ? ` Balancing biases span up to ${decimal(router.bias_range, 3)}.` : "";
-  return dropped + bias;
-}
-
-function entropyFigure(runs) {
-  if (!runs.length) return null;
-  const values = runs.flatMap((run) => run.router.entropy.low).filter(known);
-  const low = Math.min(...values, 0.95);
-  return figure("Entropy of a token’s expert probabilities, divided by that of even ones: 1 is undecided, 0 certain. Strong: mean of the layers; dashed: the lowest layer.",
-    legend(runs.map((run) => [run.color, run.name])),
-    lineChart({ width: 880, height: 230, yRange: [Math.max(low - 0.02, 0), 1], xLabel: "tokens seen", yLabel: "normalised entropy",
-      series: runs.flatMap((run) => [
-        { name: `${run.name}, mean`, color: run.color, x: run.router.entropy.tokens, y: run.router.entropy.mean },
-        { name: `${run.name}, lowest layer`, color: run.color, x: run.router.entropy.tokens, y: run.router.entropy.low, dashed: true },
-      ]) }));
 }
 
 const outcome = (winner) => (winner === null ? "no clear difference" : `${winner} better`);

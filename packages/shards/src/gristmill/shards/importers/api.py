@@ -51,6 +51,7 @@ def import_source(
     licence: str = "unknown",
     salt: str = "gristmill",
     valid_fraction: float = 0.0,
+    chat_template: Path | None = None,
     max_bad_fraction: float = MAX_BAD_FRACTION,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -59,7 +60,8 @@ def import_source(
 
     A document's id is FILE:ROW, where FILE is the input's name, or its path below the folder that was given; it must
     stay the same for the order to stay the same. Ids are taken as they are: `tokenizer_file` must be what made them.
-    Conversations are tokenised with it; those that cannot be read stand in FOLDER/NAME.quarantine.jsonl.
+    Conversations are tokenised with it, as `chat_template` writes them if one is given; those that cannot be read stand
+    in FOLDER/NAME.quarantine.jsonl.
 
     Raises:
         UsageError: no input, inputs of several kinds or of one name, or a kind that the files do not tell.
@@ -71,11 +73,13 @@ def import_source(
     quarantine = folder / f"{name}.quarantine.jsonl"
     recipe: dict[str, Any] = {"import": format_}
     spec = SourceSpec(name, tokenizer, salt, valid_fraction, recipe, [], licence)  # refuses a bad name before any work
-    found = _examine(format_, paths, tokenizer, tokenizer_file, dtype, quarantine)
+    if chat_template is not None and format_ != "chat":
+        raise UsageError(f"chat_template {chat_template}: is for conversations; these inputs are {format_}")
+    found = _examine(format_, paths, tokenizer, tokenizer_file, dtype, quarantine, chat_template)
     quarantined = sum(each.quarantined for each in found.values())
     if format_ == "chat":
-        template, _tokenizer = chat.load_template(tokenizer_file, tokenizer.eos_id)
-        recipe |= {"template": template.name, "quarantined": quarantined}
+        form = chat.load_form(tokenizer_file, tokenizer.eos_id, chat_template)
+        recipe |= {**form.recipe, "quarantined": quarantined}
         rows = quarantined + sum(each.documents or 0 for each in found.values())
         if quarantined > max_bad_fraction * rows:
             raise PartialError(
@@ -161,7 +165,13 @@ def _detect(path: Path) -> Format | None:
 
 
 def _examine(
-    kind: Format, paths: dict[str, Path], tokenizer: TokenizerInfo, tokenizer_file: Path, dtype: str, quarantine: Path
+    kind: Format,
+    paths: dict[str, Path],
+    tokenizer: TokenizerInfo,
+    tokenizer_file: Path,
+    dtype: str,
+    quarantine: Path,
+    chat_template: Path | None,
 ) -> dict[str, Found]:
     """Headers, indices and lines of all inputs, checked; for conversations, what is wrong with them is written down."""
     eos_id = tokenizer.eos_id
@@ -175,7 +185,9 @@ def _examine(
     if kind == "numpy":
         return {name: numpy_shards.find(path, name, eos_id, dtype) for name, path in paths.items()}
     with files.atomic_path(quarantine) as temporary, temporary.open("w", encoding="utf-8") as sink:
-        found = {name: chat.find(path, name, tokenizer_file, eos_id, sink) for name, path in paths.items()}
+        found = {
+            name: chat.find(path, name, tokenizer_file, eos_id, sink, chat_template) for name, path in paths.items()
+        }
     if not any(each.quarantined for each in found.values()):
         quarantine.unlink()
     return found

@@ -17,6 +17,7 @@ def import_(
     dtype: str = "",
     licence: str = "unknown",
     valid_fraction: float = 0.0,
+    chat_template: Path | None = None,
     workers: int = 1,
 ) -> None:
     """Make tokens that another system wrote, or conversations, a source of a dataset.
@@ -35,6 +36,7 @@ def import_(
         dtype: For kind numpy without a header: uint16, uint32, ...
         licence: For the dataset card.
         valid_fraction: The share of documents that is held out for validation.
+        chat_template: Write conversations as this template does (a .jinja file, or a model's tokenizer_config.json).
         workers: Processes.
     """
     from gristmill.base.errors import UsageError
@@ -47,7 +49,8 @@ def import_(
     with Progress("import", 0, "tokens") as progress:
         done = import_source(
             kind, inputs, output, source, tokenizer,
-            eos=eos, dtype=dtype, licence=licence, valid_fraction=valid_fraction, workers=workers, progress=progress.of,
+            eos=eos, dtype=dtype, licence=licence, valid_fraction=valid_fraction, chat_template=chat_template,
+            workers=workers, progress=progress.of,
         )  # fmt: skip
     write_manifest(output, tokenizer=tokenizer)
     for split in ("train", "valid"):

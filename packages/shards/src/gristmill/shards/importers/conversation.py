@@ -61,12 +61,13 @@ def _parse(line: bytes) -> list[Turn] | Bad:
         return Bad("not JSON", str(error))
     if not isinstance(values, dict):
         return Bad("not a JSON object", f"a {type(values).__name__}")
-    if "messages" in values:
-        messages = values["messages"]
-    elif "prompt" in values and "completion" in values:
-        messages = [*_side(values["prompt"], "user"), *_side(values["completion"], "assistant")]
-    else:
-        return Bad("no conversation", f"neither messages nor prompt and completion; fields: {', '.join(values)[:500]}")
+    try:
+        messages = _messages(values)
+    except RecursionError as error:
+        return Bad("not JSON", str(error))
+    if messages is None:
+        pairs = "prompt and completion, nor instruction or input and output"
+        return Bad("no conversation", f"neither messages nor {pairs}; fields: {', '.join(values)[:500]}")
     if not isinstance(messages, list):
         return Bad("messages is no list", f"a {type(messages).__name__}")
     turns: list[Turn] = []
@@ -80,9 +81,30 @@ def _parse(line: bytes) -> list[Turn] | Bad:
     return turns
 
 
+def _messages(values: dict[str, Any]) -> Any:
+    """Of a conversation, of a pair (texts, objects or messages), or of an instruction with its input (Alpaca's form,
+    github.com/tatsu-lab/stanford_alpaca); None if it is none of these."""
+    if "messages" in values:
+        return values["messages"]
+    if "prompt" in values and "completion" in values:
+        return [*_side(values["prompt"], "user"), *_side(values["completion"], "assistant")]
+    asked = [values[name] for name in ("instruction", "input") if values.get(name) not in (None, "")]
+    if "output" in values and asked:
+        answer = {"role": "assistant", "content": as_text(values["output"])}
+        return [{"role": "user", "content": "\n\n".join(map(as_text, asked))}, answer]
+    return None
+
+
 def _side(value: Any, role: str) -> list[Any]:
-    """One half of a prompt and completion pair: text, or messages already."""
-    return value if isinstance(value, list) else [{"role": role, "content": value}]
+    """One half of a prompt and completion pair: text, an object, or messages already."""
+    if isinstance(value, list):
+        return value
+    return [{"role": role, "content": as_text(value) if isinstance(value, dict) else value}]
+
+
+def as_text(value: Any) -> str:
+    """Text as it is; anything else as JSON on one line with sorted keys, so that equal records read alike."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def _turn(message: Any, index: int) -> Turn | Bad:

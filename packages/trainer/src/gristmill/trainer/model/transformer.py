@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -114,13 +115,16 @@ class Transformer(nn.Module):
 
         With a memory, the tokens go on from the `past` positions that it has seen.
         """
-        context = Context(segments or one_per_row(tokens_BS, past), self.precision.dtype, past)
+        segments = segments or one_per_row(tokens_BS, past)
+        context = Context(segments, self.precision.dtype, past)
         x_BSD = F.embedding(tokens_BS, self.embedding_VD).to(self.precision.dtype)
         x_BSD = _times(x_BSD, self.config.embedding_scale)
         reports = []
         for layer, block in enumerate(self.blocks):
             if self.recompute and memory is None and torch.is_grad_enabled():
-                x_BSD, report = checkpoint(block, x_BSD, context, use_reentrant=False)  # pyright: ignore
+                # A context of its own: what a first pass left in one would lead compiled code another way the second.
+                again = partial(_with_new_context, block, segments, self.precision.dtype)
+                x_BSD, report = checkpoint(again, x_BSD, use_reentrant=False)  # pyright: ignore
             else:
                 x_BSD, report = block(x_BSD, context, None if memory is None else memory[layer])
             if report is not None:
@@ -166,6 +170,12 @@ class Transformer(nn.Module):
         """[B, S, V] in the precision's type; for tests, generation and parity, not for training."""
         x_BSD, _ = self(tokens_BS, segments, memory, past)
         return self.precision.linear(x_BSD, self.output_VD)
+
+
+def _with_new_context(
+    block: nn.Module, segments: Segments, dtype: torch.dtype, x_BSD: torch.Tensor
+) -> tuple[torch.Tensor, RouterReport | None]:
+    return block(x_BSD, Context(segments, dtype))
 
 
 def _times(x: torch.Tensor, factor: float) -> torch.Tensor:

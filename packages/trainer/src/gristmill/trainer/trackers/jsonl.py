@@ -6,12 +6,13 @@ On resume, what came after the checkpoint is cut off: it will happen again, and 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gristmill.base.files import atomic_path
+from gristmill.base.files import atomic_path, writing
 
 
 class EventLog:
@@ -22,17 +23,21 @@ class EventLog:
         kept = [event for event in read_events(path) if event["step"] <= last_step] if path.exists() else []
         with atomic_path(path) as temporary:
             temporary.write_text("".join(_line(event) for event in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        self._file.write(_line({"type": kind, "step": step, **values}))
-        self._file.flush()
+        """A number that is not finite is written as null, which JSON has."""
+        with writing(self._path):
+            self._file.write(_line({"type": kind, "step": step, **values}))
+            self._file.flush()
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):  # what a full disk did not take is tried again
+            self._file.close()
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
@@ -45,4 +50,18 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _line(event: dict[str, Any]) -> str:
-    return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:  # seldom: of all events, only those of a step that went wrong
+        return json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_finite(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value

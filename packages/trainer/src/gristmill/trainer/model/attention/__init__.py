@@ -3,6 +3,7 @@
 A kind's file has `Options` and `Attention(config, options, precision)`, called as attention(x_BSD, context, memory):
 x_BSD are the positions that are new, context says where they stand and what they may see, and memory, where it is not
 None, is this layer's own dict of tensors from earlier calls (keys and values, or a state), which it updates.
+A kind whose scores can be bounded by QK-clip has what optim/qk_clip.py tells.
 """
 
 from __future__ import annotations

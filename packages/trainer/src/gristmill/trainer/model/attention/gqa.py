@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gristmill.trainer.model.attention._scores import attend, mean_seen, remember
+from gristmill.trainer.model.attention._scores import attend, mean_seen, remember, shrinkage
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.layers import Linear, RMSNorm
 from gristmill.trainer.model.precision import Precision
@@ -33,6 +33,8 @@ class Attention(nn.Module):
         self.output = Linear(config.heads * config.head_dim, config.width, precision)
         self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if options.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if options.qk_norm else nn.Identity()
+        self.can_clip = not options.qk_norm  # norms take away whatever weights are scaled by
+        self.largest_H: torch.Tensor | None = None
 
     def forward(
         self, x_BSD: torch.Tensor, context: Context, memory: dict[str, torch.Tensor] | None = None
@@ -43,8 +45,21 @@ class Attention(nn.Module):
         k_BGSd = rotate(self.key_norm(self.key(x_BSD).view(heads)).transpose(1, 2), tables)
         v_BGSd = self.value(x_BSD).view(heads).transpose(1, 2)
         k_BGTd, v_BGTd = remember(memory, self.window, key=k_BGSd, value=v_BGSd)
-        y_BHSd = attend(q_BHSd, k_BGTd, v_BGTd, context, self.window)
+        largest_H = self.largest_H if self.training else None
+        y_BHSd = attend(q_BHSd, k_BGTd, v_BGTd, context, self.window, largest_H=largest_H)
         return self.output(y_BHSd.transpose(1, 2).flatten(2))
+
+    def watch_scores(self) -> None:
+        self.largest_H = self.query.weight.new_zeros(self.query.weight.shape[0] // self.head_dim)
+
+    @torch.no_grad()
+    def clip_scores(self, most: float) -> None:
+        """Queries and keys by a root each. Keys that heads share stay as they are, and queries take it all."""
+        assert self.largest_H is not None
+        shrink_H = shrinkage(self.largest_H, most)
+        maps = [self.query, self.key] if self.key.weight.shape == self.query.weight.shape else [self.query]
+        for one in maps:
+            one.weight.unflatten(0, (-1, self.head_dim)).mul_(shrink_H[:, None, None] ** (1 / len(maps)))
 
     def flops(self, sequence: int) -> float:
         """Forward FLOPs of scores and of their product with values: per token, the mean over a sequence."""

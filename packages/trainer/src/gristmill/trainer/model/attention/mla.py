@@ -14,7 +14,7 @@ from torch import nn
 
 from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
-from gristmill.trainer.model.attention._scores import attend, mean_seen, remember
+from gristmill.trainer.model.attention._scores import attend, mean_seen, remember, shrinkage
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.layers import Linear, RMSNorm
 from gristmill.trainer.model.precision import Precision
@@ -61,6 +61,8 @@ class Options:
 
 
 class Attention(nn.Module):
+    can_clip = True
+
     def __init__(self, config: ModelConfig, options: Options, precision: Precision) -> None:
         super().__init__()
         self.heads, self.theta, self.q_lora = config.heads, config.rope_theta, options.q_lora
@@ -71,6 +73,7 @@ class Attention(nn.Module):
                 options.yarn_factor, options.yarn_original, options.yarn_beta_fast, options.yarn_beta_slow,
                 options.yarn_mscale, options.yarn_mscale_all_dim,
             )  # fmt: skip
+        self.largest_H: torch.Tensor | None = None
         query_dim = options.nope_dim + options.rope_dim
         self.scale = query_dim**-0.5 * yarn_scale(options.yarn_factor, options.yarn_mscale_all_dim) ** 2
         if options.q_lora:
@@ -98,6 +101,22 @@ class Attention(nn.Module):
         y_BHSv = heads(q_BHSn, q_BHSr, latent_B1TL, k_B1Tr, context)
         return self.output(y_BHSv.transpose(1, 2).flatten(2))
 
+    def watch_scores(self) -> None:
+        self.largest_H = self.key_value_up.weight.new_zeros(self.heads)
+
+    @torch.no_grad()
+    def clip_scores(self, most: float) -> None:
+        """A head's own parts of queries and keys by a root each; against the rotary key, which heads share, the
+        queries take it all."""
+        assert self.largest_H is not None
+        shrink_H11 = shrinkage(self.largest_H, most)[:, None, None]
+        query = self.query_up if self.q_lora else self.query
+        q_HqD = query.weight.unflatten(0, (self.heads, -1))
+        q_HqD[:, : self.nope_dim].mul_(shrink_H11.sqrt())
+        q_HqD[:, self.nope_dim :].mul_(shrink_H11)
+        up_HuL = self.key_value_up.weight.unflatten(0, (self.heads, -1))
+        up_HuL[:, : self.nope_dim].mul_(shrink_H11.sqrt())
+
     def flops(self, sequence: int) -> float:
         """Forward FLOPs of scores and of their product with values: per token, the mean over a sequence."""
         return 2 * self.heads * (self.nope_dim + self.rope_dim + self.value_dim) * mean_seen(sequence)
@@ -114,7 +133,8 @@ class Attention(nn.Module):
         k_BHTn, v_BHTv = up_BHTu.split((self.nope_dim, self.value_dim), dim=-1)
         q_BHSq = torch.cat((q_BHSn, q_BHSr), dim=-1)
         k_BHTq = torch.cat((k_BHTn, k_B1Tr.expand(-1, self.heads, -1, -1)), dim=-1)
-        return attend(q_BHSq, k_BHTq, v_BHTv, context, scale=self.scale)
+        largest_H = self.largest_H if self.training else None
+        return attend(q_BHSq, k_BHTq, v_BHTv, context, scale=self.scale, largest_H=largest_H)
 
     def _absorbed(
         self, q_BHSn: torch.Tensor, q_BHSr: torch.Tensor, latent_B1TL: torch.Tensor, k_B1Tr: torch.Tensor,

@@ -58,7 +58,7 @@ class Coefficients(nn.Module):
         """loads: each router's load [E] over the whole batch; norm: of the gradient, before clipping."""
         if not self.config.adapt or not loads:
             return
-        worst = max(float(load_E.max() * len(load_E)) for load_E in loads)
+        worst = float(torch.stack([load_E.max() * len(load_E) for load_E in loads]).max())
         options = self.options
         for at, outside in enumerate((worst > options.load, norm > options.norm)):
             factor = options.step if outside else 1 / options.step

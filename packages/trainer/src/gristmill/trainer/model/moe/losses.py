@@ -22,6 +22,7 @@ class RouterReport(NamedTuple):
     sequence: torch.Tensor  # load-balance loss within sequences; 1 when even
     z: torch.Tensor  # z-loss
     dropped: torch.Tensor  # share of assignments beyond an expert's capacity; where experts choose, of tokens left out
+    logits_TE: torch.Tensor  # the router's, detached
 
 
 def report(routing: Routing, sequences: int, dropped: torch.Tensor) -> RouterReport:
@@ -35,7 +36,8 @@ def report(routing: Routing, sequences: int, dropped: torch.Tensor) -> RouterRep
         balance = load_balance(probs_TE, experts_TK, 1)
         counted_TK = experts_TK if routing.preferred_TK is None else routing.preferred_TK
         sequence = load_balance(probs_TE, counted_TK, sequences)
-    return RouterReport(load_E, entropy(probs_TE), balance, sequence, z(routing.logits_TE), dropped)
+    logits_TE = routing.logits_TE
+    return RouterReport(load_E, entropy(probs_TE), balance, sequence, z(logits_TE), dropped, logits_TE.detach())
 
 
 def load_balance(probs_TE: torch.Tensor, experts_TK: torch.Tensor, sequences: int) -> torch.Tensor:

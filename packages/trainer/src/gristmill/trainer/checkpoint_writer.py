@@ -1,0 +1,101 @@
+"""Checkpoints that training does not wait for: a copy is taken between two steps, and written while the next ones run.
+
+One is on its way at a time; a second waits for it. What goes wrong with one is raised where training asks next.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from gristmill.trainer import checkpoint
+from gristmill.trainer.checkpoint import State
+from gristmill.trainer.tensor_file import Unwritten
+
+Tensors = Mapping[str, Mapping[str, torch.Tensor]]
+"""By file, then by name."""
+
+
+class CheckpointWriter:
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, "gristmill-checkpoint")
+        self._pending: Future[None] | None = None
+        self._copies: dict[tuple[str, str], torch.Tensor] = {}  # kept from one checkpoint to the next
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def prepare(self, tensors: Tensors) -> None:
+        """Get the memory for copies of these, in the other thread: the system gives it out slowly the first time."""
+
+        def touch() -> None:
+            for file, own in tensors.items():
+                for name, value in own.items():
+                    bytes_A = self._buffer((file, name), value).view(-1).view(torch.uint8).numpy()
+                    bytes_A[:: mmap.PAGESIZE] = 0
+
+        self._pending = self._thread.submit(touch)
+
+    def save(
+        self, state: State, tensors: Tensors, first: Callable[[], object], then: Callable[[], object], best: int | None
+    ) -> None:
+        """Copy the tensors, and begin to write. In the other thread, `first` comes before the files, `then` when the
+        checkpoint stands. Older ones are removed, but for that of step `best`."""
+        self.wait()
+        copies = {
+            file: {
+                name: _unwritten(self._buffer((file, name), value).copy_(value.detach(), non_blocking=True))
+                for name, value in own.items()
+            }
+            for file, own in tensors.items()
+        }
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the copies have been asked for, not waited for
+
+        def write() -> None:
+            first()
+            checkpoint.write(self.folder, state, copies)
+            checkpoint.rotate(self.folder, self.keep, best)
+            then()
+
+        self._pending = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Raise what went wrong with a checkpoint that has come to its end."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is on its way.
+
+        Raises:
+            WriteError: the checkpoint could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._thread.shutdown()
+            if kind is None:  # else that is what is told
+                self.wait()
+        finally:
+            self._copies.clear()
+
+    def _buffer(self, key: tuple[str, str], like: torch.Tensor) -> torch.Tensor:
+        if key not in self._copies:
+            self._copies[key] = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+        return self._copies[key]
+
+
+def _unwritten(tensor: torch.Tensor) -> Unwritten:
+    return Unwritten(tensor.dtype, tuple(tensor.shape), lambda: [tensor])

@@ -1,0 +1,136 @@
+"""Tasks of lm-evaluation-harness on a run's checkpoint: its own questions, prompts and metrics, and our model.
+
+Nothing is fetched where the task files and what they name are local.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gristmill.base.config import check_range, nearest
+from gristmill.base.errors import UsageError
+from gristmill.base.files import write_json
+from gristmill.trainer import chat_form
+from gristmill.trainer.hub import load_tokenizer
+from gristmill.trainer.run_folder import load_model
+
+FORMAT = "gristmill.evaluation-tasks/1"
+
+
+def evaluate(
+    run: Path,
+    tasks: Sequence[str],
+    task_path: Path | None = None,
+    which: str = "latest",
+    limit: int | None = None,
+    shots: int | None = None,
+    chat: bool = False,
+    tokenizer: str = "",
+    device: str = "auto",
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Write RUN/evaluation-tasks.json, and answer what is in it.
+
+    Args:
+        task_path: a folder with files of tasks, beside those that the library has.
+        which: the checkpoint: latest, best, or a step's number.
+        limit: examples of each task; all of them, if None.
+        shots: examples with answers before each question; the task's own number, if None.
+        chat: ask in the run's chat template.
+
+    Raises:
+        UsageError: lm-eval is not installed, no such task, or no tokenizer.
+    """
+    try:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UsageError(f"--tasks needs lm-eval ({error}); pip install 'gristmill-trainer[tasks]'") from None
+    if task_path is not None and not task_path.is_dir():
+        raise UsageError(f"--task-path {task_path}: no such folder")
+    for name, value in (("--limit", limit), ("--shots", shots)):
+        if value is not None:
+            check_range(name, value, 1 if name == "--limit" else 0)
+    manager = TaskManager(include_path=task_path, include_defaults=False)
+    if not set(tasks) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=task_path)
+    for name in tasks:
+        if name not in manager.all_tasks:
+            close = nearest(name, manager.all_tasks)[:200]
+            raise UsageError(f"--tasks: no task {name!r}{close}; the folder of your own is --task-path")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default
+    torch.set_num_threads(threads)
+    trained = load_model(run, device, which=which)
+    file = Path(tokenizer) if tokenizer else trained.tokenizer
+    if file is None or not file.is_file():
+        raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
+    from gristmill.trainer.harness_model import HarnessModel
+
+    model = HarnessModel(trained, load_tokenizer(file), chat_form.load(run, trained) if chat else None)
+    _load(manager, tasks)
+    results: Any = simple_evaluate(
+        model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False,
+        apply_chat_template=chat,
+    )  # fmt: skip
+    summary = {
+        "format": FORMAT,
+        "lm_eval": version("lm_eval"),
+        "step": trained.position.step,
+        "tokens_trained": trained.position.tokens,
+        "limit": limit,
+        "chat": chat,
+        "tasks": {name: _task(results, name) for name in results["results"]},
+    }
+    write_json(run / "evaluation-tasks.json", summary)
+    return summary
+
+
+def _load(manager: Any, tasks: Sequence[str]) -> None:
+    """Raises UsageError where a task, or its data, cannot be read."""
+    try:
+        manager.load(list(tasks))
+    except Exception as error:  # noqa: BLE001 - task files, their code and data sets: of any class
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"--tasks {','.join(tasks)}: cannot be read ({told:.300})") from None
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The metrics as text for a terminal."""
+    lines = [f"{'task':<32} {'shots':>5} {'examples':>8}  {'metric':<24} {'value':>10} {'standard error':>14}"]
+    for name, task in summary["tasks"].items():
+        for metric, row in task["metrics"].items():
+            error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
+            value = "" if row["value"] is None else f"{row['value']:.4f}"
+            shots, examples = ("" if task[key] is None else f"{task[key]:,}" for key in ("shots", "examples"))
+            lines.append(f"{name:<32.32} {shots:>5} {examples:>8}  {metric:<24.24} {value:>10} {error:>14}")
+    return "\n".join([*lines, "", f"step {summary['step']:,}, {summary['tokens_trained']:,} tokens trained"])
+
+
+def _task(results: dict[str, Any], name: str) -> dict[str, Any]:
+    """One task's, or group's, metrics; a filter of answers that is not the plain one is named with them."""
+    found = results["results"][name]
+    metrics = {}
+    for key, value in found.items():
+        metric, _, chosen = key.partition(",")
+        if chosen and not metric.endswith("_stderr"):
+            label = metric if chosen == "none" else f"{metric} ({chosen})"
+            metrics[label] = {"value": _number(value), "stderr": _number(found.get(f"{metric}_stderr,{chosen}"))}
+    return {
+        "version": results["versions"].get(name),
+        "shots": results["n-shot"].get(name),
+        "examples": results.get("n-samples", {}).get(name, {}).get("effective"),
+        "metrics": metrics,
+    }
+
+
+def _number(value: Any) -> float | None:
+    """None where there is none: with one example, there is no standard error."""
+    known = isinstance(value, (int, float)) or hasattr(value, "__float__")
+    return float(value) if known and math.isfinite(float(value)) else None

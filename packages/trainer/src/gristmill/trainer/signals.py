@@ -1,0 +1,38 @@
+"""SIGTERM and Ctrl-C end a run after the step that is under way; a second one acts at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+log = logging.getLogger("gristmill.trainer")
+
+
+@contextlib.contextmanager
+def stop_after_step() -> Iterator[list[int]]:
+    """A list that receives the first SIGTERM or SIGINT; a second one acts at once. Only in the main thread."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, _frame: Any) -> None:
+        received.append(number)
+        restore()
+        log.info("signal %d: stopping after this step; again to stop at once", number)
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore()

@@ -1,0 +1,186 @@
+"""What comes before the first step: agree with what is there, build the model, and bring it to where the run stands.
+
+One idea: a run's whole state is its newest checkpoint; without one, it is what --init-from names, or the seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gristmill.base.config import from_mapping
+from gristmill.base.errors import DataError, UsageError
+from gristmill.base.files import read_json
+from gristmill.trainer import checkpoint, initial, record
+from gristmill.trainer.alarms import Alarms
+from gristmill.trainer.checkpoint import Position, State
+from gristmill.trainer.config import TrainConfig, differences
+from gristmill.trainer.data import Document, TrainingData, held_out
+from gristmill.trainer.initial import Initial
+from gristmill.trainer.model import precision
+from gristmill.trainer.model.config import ModelConfig, resolve
+from gristmill.trainer.model.counts import count
+from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.optim import optimizer
+from gristmill.trainer.optim.optimizer import Optimizer
+from gristmill.trainer.patience import Patience
+from gristmill.trainer.run_folder import FORMAT, pick_device
+
+log = logging.getLogger("gristmill.trainer")
+
+
+@dataclass
+class Run:
+    """A run under way: what does not change, and position, alarms and patience, which do."""
+
+    config: TrainConfig
+    data: TrainingData
+    record: dict[str, Any]  # run.json, but for where the run stands
+    model: Transformer
+    optimizer: Optimizer
+    position: Position
+    alarms: Alarms
+    patience: Patience
+    rounding: precision.StochasticRounding | None = None
+    held_out: list[Document] = field(default_factory=list)
+    began: float = 0.0  # by the clock of time.perf_counter(), as if it had never been stopped
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run so far."""
+        return time.perf_counter() - self.began
+
+    @property
+    def folder(self) -> Path:
+        return self.config.folder
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding_VD.device
+
+    def state(self, scheduled: bool) -> State:
+        """What a checkpoint holds beside tensors."""
+        alarms, patience = self.alarms.state(), self.patience.state()
+        return State(self.position, scheduled, alarms, patience, checkpoint.random_state())
+
+
+def agree(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
+    """The run.json that is there already; refused if it is another run's."""
+    path = config.folder / "run.json"
+    if not path.exists():
+        return None
+    existing = read_json(path)
+    if existing.get("format") != FORMAT:
+        raise UsageError(f"{path}: not a training run (format {existing.get('format')!r}); give another --output")
+    if changed := differences(existing["config"], config):
+        raise UsageError(
+            f"{config.folder}: holds a run with {'; '.join(changed)}. Give another --output, or the same values"
+        )
+    newest = checkpoint.latest(config.folder)
+    try:
+        if newest:  # else it starts anew
+            at = checkpoint.position(newest)
+            data.plan.require_identity(at.next_sequence, at.plan)
+    except DataError as error:
+        raise DataError(f"{config.folder}: {error}, with another --output") from None
+    return existing
+
+
+def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None) -> Run:
+    """Build model and optimiser, bring both to where the run stands, and write run.json."""
+    newest = checkpoint.latest(config.folder)
+    weights = initial.find(config.init_from) if config.init_from and newest is None else None
+    shape = _shape(config, data, existing, weights)
+    device = pick_device(config.device)
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.tidy(config.folder)
+    if data.tokenizer is not None:
+        shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
+    rounding = precision.StochasticRounding(config.seed, device) if config.stochastic_rounding else None
+    numbers = precision.build(config.precision, config.expert_precision, rounding)
+    model = Transformer(shape, numbers, config.recompute)
+    if newest is None:
+        model.initialise(config.seed)
+    if weights is not None:
+        initial.load(weights, model)
+    model.to(device)
+    if config.compile:
+        model.compile_blocks()
+    facts = record.make(config, data, shape, device)
+    if config.init_from:
+        facts["initialised_from"] = weights.about if weights else (existing or {}).get("initialised_from")
+    run = Run(
+        config, data, facts, model, optimizer.build(model, config.optimizer),
+        Position(next_sequence=config.first_sequence), Alarms(config.alarms, shape.top_k), Patience(config.patience),
+        rounding,
+    )  # fmt: skip
+    if newest:
+        restore(run, newest)
+    run.began = time.perf_counter() - run.position.seconds
+    if config.validate_tokens:
+        sources = [source.name for source in data.plan.sources]
+        run.held_out = held_out(data.dataset, "valid", config.validate_tokens, data.tokenizer, sources)
+    write_record(run, "running")
+    _announce(run, shape, newest)
+    return run
+
+
+def restore(run: Run, path: Path) -> None:
+    """Bring the run to a checkpoint."""
+    state = checkpoint.restore(path, run.model, run.optimizer)
+    run.position = state.position
+    run.alarms.load_state(state.alarms)
+    run.patience.load_state(state.patience)
+
+
+def write_record(run: Run, status: str, **more: str | None) -> dict[str, Any]:
+    run.position = dataclasses.replace(run.position, seconds=run.seconds)
+    return record.write(run.folder, run.record, run.position, status, **more)
+
+
+def _shape(
+    config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None, weights: Initial | None
+) -> ModelConfig:
+    """As --model says; with --init-from as the model there, or, of a run that has begun, as it was recorded."""
+    vocab, where = data.dataset.tokenizer.vocab_size, config.folder / "run.json"
+    if weights is not None:
+        initial.require_tokenizer(weights, data.dataset, config.data)
+        began = ((existing or {}).get("initialised_from") or weights.about)["sha256"]
+        if weights.about["sha256"] != began:
+            raise DataError(
+                f"{config.init_from}: not the weights that {config.folder} began with (sha256 {began[:12]}); "
+                "bring those back, or give another --output"
+            )
+        shape = initial.shape(weights, config.model, vocab)
+    elif config.init_from and existing:
+        shape = from_mapping(ModelConfig, existing["model"], str(where))
+    else:
+        shape = resolve(config.model, vocab)
+    if shape.vocab < vocab:
+        raise UsageError(f"model.vocab ({shape.vocab}) is less than the data's ({vocab})")
+    return shape
+
+
+def _announce(run: Run, model: ModelConfig, newest: Path | None) -> None:
+    config, device, counts = run.config, run.device, count(model)
+    why = "given" if config.device != "auto" else "cuda is available" if device.type == "cuda" else "no cuda here"
+    flops = counts.flops_per_token(config.batch.sequence) / 1e6
+    name = config.init_from or config.model.preset
+    log.info(
+        f"{name}: {counts.total:,} parameters, {counts.active:,} active, "
+        f"{flops:.1f} MFLOP/token; {device.type} ({why}), {config.threads} thread(s), {config.precision}; "
+        f"{config.steps:,} steps of {config.batch.tokens:,} tokens"
+    )
+    if newest:
+        log.info("resuming after step %s (%s)", f"{run.position.step:,}", newest)
+    elif config.init_from:
+        log.info("initialised from %s (sha256 %.12s)", config.init_from, run.record["initialised_from"]["sha256"])

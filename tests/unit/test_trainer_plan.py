@@ -1,0 +1,159 @@
+"""What a run would take: counted, not guessed, and nothing is written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.training_shards import write_shards
+
+from gristmill.base.errors import UsageError
+from gristmill.trainer import cli, hardware, memory, plan
+from gristmill.trainer.config import BatchConfig, TrainConfig
+from gristmill.trainer.data import resolve_data
+from gristmill.trainer.model.config import ModelSection, presets, resolve
+from gristmill.trainer.model.counts import count
+from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.plan_config import PlanConfig
+
+SMALL = ModelSection(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
+BATCH = BatchConfig(sequence=32, sequences=4, micro=2)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+def config(shards: Path, **changes) -> PlanConfig:
+    base = PlanConfig(mixture="both", data=str(shards), tokens=8 * 4 * 32, model=SMALL, batch=BATCH, timed_steps=1)
+    return dataclasses.replace(base, **changes)
+
+
+def test_a_plan_says_what_the_run_would_do_and_writes_nothing(shards, tmp_path):
+    asked = config(shards, output=str(tmp_path / "run"), price_per_hour=2.0)
+    before = sorted(shards.rglob("*"))
+    result = plan.plan(asked)
+    assert sorted(shards.rglob("*")) == before and not (tmp_path / "run").exists()
+    _dataset, _mixture, order = resolve_data(asked)
+    assert {row["source"]: row["tokens"] for row in result["sources"]} == order.token_counts()
+    assert {row["source"]: row["epochs"] for row in result["sources"]} == order.epochs()
+    counts = count(resolve(SMALL, 400))
+    assert result["steps"] == 8 and result["flops"] == counts.flops_per_token(32) * 1024
+    assert result["memory"]["gradients"] == 4 * counts.total
+    assert result["memory"]["optimizer"] == pytest.approx(8 * counts.total, rel=0.01)
+    seconds = result["time"]["seconds"]
+    assert seconds == pytest.approx(1024 / result["time"]["tokens_per_second"]) and seconds > 0
+    assert result["cost"]["total"] == pytest.approx(seconds / 1800)
+    shown = plan.table(result)
+    assert "even" in shown and "8 steps" in shown and "1 CPU thread" in shown and "at 2 an hour" in shown
+
+
+def test_on_a_gpu_time_is_arithmetic_over_an_assumed_share_of_its_peak(shards):
+    result = plan.plan(config(shards, gpu="H100", mfu=0.25))
+    peak = hardware.of_gpu("H100")
+    assert peak is not None
+    assert result["time"]["seconds"] == pytest.approx(result["flops"] / (peak.flops * 0.25))
+    assert "25% is assumed" in result["time"]["how"] and "NVIDIA" in result["time"]["how"]
+    assert result["machine"] == {"name": "H100", "memory": 80e9}
+    with pytest.raises(UsageError, match="--gpu H1000: its peak is not known here; did you mean 'H100'"):
+        plan.plan(config(shards, gpu="H1000"))
+
+
+def test_what_makes_a_bad_run_is_warned_of(shards, tmp_path, monkeypatch):
+    text = '[mixture]\nname = "often"\non_exhausted = "repeat"\n[mixture.weights]\neven = 2\nodd = 1\n'
+    (tmp_path / "often.toml").write_text(text)
+    often = config(shards, mixture=str(tmp_path / "often.toml"), tokens=4_000_000, timed_steps=0)
+    warnings = plan.plan(often)["warnings"]
+    assert [warning.split()[0] for warning in warnings[:2]] == ["even", "odd"] and "max_epochs is 4" in warnings[0]
+    starved = plan.plan(config(shards, timed_steps=0))["warnings"]
+    assert "tokens for each active parameter" in starved[0]
+    monkeypatch.setattr(plan, "_memory_of", lambda _device: 1000)
+    small = plan.plan(config(shards))
+    assert small["time"]["seconds"] is None and "has 0.00 MB of memory" in small["warnings"][-1] and plan.table(small)
+
+
+def test_a_later_part_of_the_order_is_counted_by_itself(shards):
+    whole, first = config(shards, tokens=2048, timed_steps=0), config(shards, tokens=1024, timed_steps=0)
+    later = dataclasses.replace(first, first_sequence=1024 // 32)
+    rows = [{row["source"]: row for row in plan.plan(each)["sources"]} for each in (whole, first, later)]
+    for name in rows[0]:
+        assert rows[0][name]["tokens"] == rows[1][name]["tokens"] + rows[2][name]["tokens"]
+        assert rows[2][name]["epochs"] == rows[0][name]["epochs"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_counted_without_contents_is_that_of_a_real_step(precision, monkeypatch):
+    shape = resolve(SMALL, 400)
+    asked = TrainConfig(model=SMALL, batch=BATCH, precision=precision)
+    without = memory.estimate(shape, asked)
+    monkeypatch.setattr(memory, "FakeTensorMode", contextlib.nullcontext)
+    torch.manual_seed(0)
+    assert memory.estimate(shape, asked) == without
+
+
+def test_activations_grow_with_the_micro_batch_and_shrink_with_recomputation():
+    shape = resolve(ModelSection(), 4096)
+    base = TrainConfig(batch=BatchConfig(sequence=256, sequences=8, micro=2))
+    one, two, four = (
+        memory.estimate(shape, dataclasses.replace(base, batch=dataclasses.replace(base.batch, micro=micro)))
+        for micro in (1, 2, 4)
+    )
+    growth = two.activations - one.activations
+    assert growth > 0 and four.activations - two.activations == pytest.approx(2 * growth, rel=0.01)
+    assert memory.estimate(shape, dataclasses.replace(base, recompute=True)).activations < two.activations
+    assert one[:3] == four[:3]
+
+
+@pytest.mark.parametrize("preset", [name for name in presets() if "debug" in name] + ["stable", "moonlight-16b-a3b"])
+def test_memory_of_a_preset_is_known_without_having_it(preset):
+    shape = resolve(ModelSection(preset=preset, vocab=4096))
+    found = memory.estimate(shape, TrainConfig(batch=BatchConfig(sequence=256, sequences=1, micro=1), precision="bf16"))
+    assert found.gradients == 4 * sum(n for part, n in count(shape).parts.items()) - _buffers(shape)
+    assert found.activations > 0
+
+
+def _buffers(shape) -> int:
+    """Bytes of what counts() counts and has no gradient: the biases of routers."""
+    from gristmill.trainer.model import precision
+    from gristmill.trainer.model.transformer import Transformer
+
+    with torch.device("meta"):
+        model = Transformer(shape, precision.build("fp32"))
+    named = [(name, tensor) for name, tensor in model.named_buffers() if not name.startswith("coefficients.")]
+    kept = model.state_dict().keys()
+    return 4 * sum(tensor.numel() for name, tensor in named if name in kept)
+
+
+def test_state_of_other_optimisers_is_their_own():
+    shape = resolve(SMALL, 400)
+    adamw, muon = (
+        memory.estimate(shape, TrainConfig(model=SMALL, batch=BATCH, optimizer=OptimizerConfig(kind=kind)))
+        for kind in ("adamw", "muon")
+    )
+    assert muon.optimizer < adamw.optimizer and muon.weights == adamw.weights
+
+
+def test_plan_on_the_command_line(shards, capsys):
+    arguments = (
+        f"--mixture both --data {shards} --tokens 1024 --model.width 16 --batch.sequence 32 --timed-steps 0 --json"
+    )
+    assert cli.plan(arguments.split()) == 0
+    assert json.loads(capsys.readouterr().out)["mixture"] == "both"
+    with pytest.raises(UsageError, match="--data is missing"):
+        cli.plan(["--mixture", "both"])
+
+
+def test_a_model_that_has_learnt_already_is_not_starved(shards, tmp_path):
+    from gristmill.trainer import loop
+
+    run = TrainConfig(
+        mixture="both", data=str(shards), output=str(tmp_path / "run"), tokens=128, model=SMALL, batch=BATCH
+    )
+    loop.train(dataclasses.replace(run, validate_tokens=0))
+    result = plan.plan(config(shards, init_from=str(tmp_path / "run"), model=ModelSection(), timed_steps=0))
+    assert result["model"]["parameters"] == count(resolve(SMALL, 400)).total and not result["warnings"]
