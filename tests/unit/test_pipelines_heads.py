@@ -161,7 +161,8 @@ def test_a_runs_labels_are_a_table_that_train_heads_reads(tmp_path: Path) -> Non
         whole = {"id": own, "text": [f"{one} and the rest" for one in own], "flagged": [False] * len(own)}
         pq.write_table(pa.table({**whole, **more}), tmp_path / "sample" / f"part-{number}.parquet")
         pq.write_table(pa.table({"text": own, "rubric_sha": sha}), tmp_path / "grades" / f"part-{number}.parquet")
-    parts = dict.fromkeys(("sample", "grades"), ("part-0.parquet", "part-1.parquet"))
+    names: list[str] = ["sample", "grades"]
+    parts = dict.fromkeys(names, ("part-0.parquet", "part-1.parquet"))
     inputs = Inputs({name: tmp_path / name for name in parts}, parts)
     assert nodes.Labels([GENERAL, CODE]).run(inputs, tmp_path) == {"labels": 3}
     labels = read_parquet(tmp_path / "labels.parquet")

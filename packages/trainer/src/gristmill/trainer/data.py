@@ -101,8 +101,8 @@ def resolve_data(config: TrainConfig) -> tuple[Dataset, Mixture, Plan]:
         )
     if config.first_sequence and any(phase.length != config.batch.sequence for phase in plan.phases):
         raise UsageError(
-            f"mixture {plan.mixture}: first_sequence counts windows of {config.batch.sequence} tokens (batch.sequence), "
-            "and a phase has others; begin at 0"
+            f"mixture {plan.mixture}: first_sequence counts windows of batch.sequence "
+            f"({config.batch.sequence}) tokens, and a phase has others; begin at 0"
         )
     return dataset, chosen, plan
 
