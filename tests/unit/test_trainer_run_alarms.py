@@ -198,6 +198,28 @@ def test_a_checkpoint_that_a_signal_asked_for_does_not_change_where_a_run_rolls_
     assert events_of(folder) == events_of(rolled_back)
 
 
+@pytest.mark.parametrize("kept", [2, 1])
+def test_what_began_before_the_newest_checkpoint_goes_back_behind_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """A layer collapses at step 9, which is told at step 12; there are checkpoints after the steps 5 and 10."""
+    judge = Alarms.judge
+
+    def collapsed(watch: Alarms, step: int, nll: float, norm: float, loads: Any) -> Any:
+        return judge(watch, step, nll, norm, [EVEN, ALONE] if 9 <= step <= 12 else loads)
+
+    monkeypatch.setattr(Alarms, "judge", collapsed)
+    about = long(shards, tmp_path / "run", router_collapse="roll_back", collapse_steps=4, collapse=0.001)
+    about = dataclasses.replace(about, keep_checkpoints=kept)
+    if kept == 1:
+        with pytest.raises(GristmillError, match=r"step 12: layer 1 .* there is no checkpoint from before"):
+            loop.train(about)
+        return
+    loop.train(about)
+    (event,) = events_of(about.folder, "roll_back")
+    assert (event["step"], event["to"]) == (12, 5)
+
+
 def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
