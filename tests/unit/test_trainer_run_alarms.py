@@ -149,6 +149,7 @@ def test_a_run_rolls_back_and_takes_the_same_way_wherever_it_is_stopped(
     if crash is None:
         (event,) = events_of(rolled_back, "roll_back")
         assert (event["step"], event["to"]) == (23, 20)
+        assert [event["step"] for event in events_of(rolled_back, "checkpoint")] == [0, 5, 10, 15, 20, 23, 25, 30]
         plain = tmp_path / "plain"
         loop.train(long(shards, plain, loss_spike="roll_back"))
         before = [event["loss"] for event in events_of(plain, "step")]
@@ -218,6 +219,14 @@ def test_what_began_before_the_newest_checkpoint_goes_back_behind_it(
     loop.train(about)
     (event,) = events_of(about.folder, "roll_back")
     assert (event["step"], event["to"]) == (12, 5)
+
+
+def test_a_run_does_not_roll_back_for_ever(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_step", disturbed(dict.fromkeys(range(7, 31), math.nan)))
+    about = long(shards, tmp_path / "run", not_finite="roll_back", most=2)
+    with pytest.raises(GristmillError, match=r"step 9: loss nan.*3 of the last 100 steps were given up"):
+        loop.train(about)
+    assert [event["to"] for event in events_of(about.folder, "roll_back")] == [5, 7]
 
 
 def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(
