@@ -24,6 +24,7 @@ from gristmill.base.files import read_json
 from gristmill.trainer import checkpoint
 from gristmill.trainer.alarms import AlarmConfig
 from gristmill.trainer.config import BatchConfig, TrainConfig
+from gristmill.trainer.optim.config import OptimizerConfig
 from gristmill.trainer.patience import PatienceConfig
 from gristmill.trainer.watch import SamplesConfig
 
@@ -42,7 +43,7 @@ def about(shards: Path, output: Path) -> TrainConfig:
     )  # fmt: skip
     return dataclasses.replace(
         base, alarms=AlarmConfig(loss_spike="roll_back", not_finite="skip"), patience=PatienceConfig(50),
-        samples=SamplesConfig(every=10, tokens=4),
+        samples=SamplesConfig(every=10, tokens=4), optimizer=OptimizerConfig(kind="muon", learning_rate=0.003),
     )  # fmt: skip
 
 

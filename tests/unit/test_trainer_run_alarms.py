@@ -149,6 +149,7 @@ def test_a_run_rolls_back_and_takes_the_same_way_wherever_it_is_stopped(
     if crash is None:
         (event,) = events_of(rolled_back, "roll_back")
         assert (event["step"], event["to"]) == (23, 20)
+        assert [event["step"] for event in events_of(rolled_back, "checkpoint")] == [0, 5, 10, 15, 20, 23, 25, 30]
         plain = tmp_path / "plain"
         loop.train(long(shards, plain, loss_spike="roll_back"))
         before = [event["loss"] for event in events_of(plain, "step")]
@@ -196,6 +197,36 @@ def test_a_checkpoint_that_a_signal_asked_for_does_not_change_where_a_run_rolls_
     loop.resume(folder)
     assert same_weights(folder, rolled_back)
     assert events_of(folder) == events_of(rolled_back)
+
+
+@pytest.mark.parametrize("kept", [2, 1])
+def test_what_began_before_the_newest_checkpoint_goes_back_behind_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """A layer collapses at step 9, which is told at step 12; there are checkpoints after the steps 5 and 10."""
+    judge = Alarms.judge
+
+    def collapsed(watch: Alarms, step: int, nll: float, norm: float, loads: Any) -> Any:
+        return judge(watch, step, nll, norm, [EVEN, ALONE] if 9 <= step <= 12 else loads)
+
+    monkeypatch.setattr(Alarms, "judge", collapsed)
+    about = long(shards, tmp_path / "run", router_collapse="roll_back", collapse_steps=4, collapse=0.001)
+    about = dataclasses.replace(about, keep_checkpoints=kept)
+    if kept == 1:
+        with pytest.raises(GristmillError, match=r"step 12: layer 1 .* there is no checkpoint from before"):
+            loop.train(about)
+        return
+    loop.train(about)
+    (event,) = events_of(about.folder, "roll_back")
+    assert (event["step"], event["to"]) == (12, 5)
+
+
+def test_a_run_does_not_roll_back_for_ever(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_step", disturbed(dict.fromkeys(range(7, 31), math.nan)))
+    about = long(shards, tmp_path / "run", not_finite="roll_back", most=2)
+    with pytest.raises(GristmillError, match=r"step 9: loss nan.*3 of the last 100 steps were given up"):
+        loop.train(about)
+    assert [event["to"] for event in events_of(about.folder, "roll_back")] == [5, 7]
 
 
 def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(
