@@ -15,7 +15,7 @@ import torch
 from gristmill.shards.manifest import TokenizerInfo
 from gristmill.shards.writer import SourceSpec, write_manifest, write_source
 from gristmill.trainer import loop
-from gristmill.trainer.checkpoint import Position
+from gristmill.trainer.checkpoints.checkpoint import Position
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import open_training, to_example
 from gristmill.trainer.feed import batches

@@ -26,11 +26,11 @@ from _train_runs import VOCAB, bare, whole, write_shards
 from gristmill.base import cli
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import read_json, write_json
-from gristmill.trainer import checkpoint
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model.config import ModelSection, resolve
 from gristmill.trainer.model.counts import count
-from gristmill.trainer.watch import HealthConfig
+from gristmill.trainer.watch.config import HealthConfig
 
 MODEL = ModelSection(
     width=384, layers=8, heads=6, kv_heads=2, head_dim=64, experts=16, top_k=2, expert_width=256, tie_embeddings=False

@@ -231,7 +231,7 @@ class Train(Step):
         return (self._mixture,)
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        from gristmill.trainer.evaluate import evaluate
+        from gristmill.trainer.evaluation.evaluate import evaluate
         from gristmill.trainer.loop import train
 
         shards, held_out = (inputs.folders[name] for name in self.requires)
@@ -252,7 +252,7 @@ class Compare(Step):
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
         from gristmill.shards.reader import open_dataset
-        from gristmill.trainer.compare import compare
+        from gristmill.trainer.comparison.compare import compare
 
         a, b, kept = self.requires
         sources = open_dataset(str(inputs.folders[kept])).sources.values()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.support.scripts import environment
 
-from gristmill.trainer.alarms import AlarmConfig
 from gristmill.trainer.config import BatchConfig, TrainConfig
+from gristmill.trainer.watch.alarms import AlarmConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 FLAG = re.compile(r"--[a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*")

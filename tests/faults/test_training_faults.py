@@ -20,7 +20,8 @@ from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError
 from gristmill.base.files import read_json, write_json
-from gristmill.trainer import checkpoint, loop
+from gristmill.trainer import loop
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import TrainConfig
 
 

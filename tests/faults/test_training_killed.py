@@ -21,12 +21,12 @@ from tests.support.training_shards import write_shards
 
 from gristmill.base.config import to_mapping
 from gristmill.base.files import read_json
-from gristmill.trainer import checkpoint
-from gristmill.trainer.alarms import AlarmConfig
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.optim.config import OptimizerConfig
-from gristmill.trainer.patience import PatienceConfig
-from gristmill.trainer.watch import SamplesConfig
+from gristmill.trainer.watch.alarms import AlarmConfig
+from gristmill.trainer.watch.config import SamplesConfig
+from gristmill.trainer.watch.patience import PatienceConfig
 
 WRONG = {26: 50.0, 33: math.nan, 41: 50.0}  # added to the loss of these steps
 PAUSE = 0.01  # seconds that a step, and a file's hash, take longer

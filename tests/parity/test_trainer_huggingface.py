@@ -10,7 +10,8 @@ import pytest
 import torch
 from tests.support.tiny_checkpoints import MODELS, VOCAB, ours, preset, transformers_model, write_huggingface
 
-from gristmill.trainer import exchange, tensor_file
+from gristmill.trainer import exchange
+from gristmill.trainer.checkpoints import tensor_file
 from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.run_folder import load_model

@@ -16,8 +16,8 @@ from tests.support.training_runs import config, events_of
 from tests.support.training_shards import write_shards
 
 from gristmill.trainer import exchange, loop, start
-from gristmill.trainer.checkpoint import Position
-from gristmill.trainer.checkpoint_writer import CheckpointWriter
+from gristmill.trainer.checkpoints.checkpoint import Position
+from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.data import open_training, to_example
 from gristmill.trainer.feed import batches

@@ -9,10 +9,10 @@ import torch
 from tests.support.byte_tokenizer import byte_tokenizer
 
 from gristmill.trainer import exchange
+from gristmill.trainer.checkpoints.tensor_file import InMemory
 from gristmill.trainer.model import huggingface, precision
 from gristmill.trainer.model.config import ModelConfig, ModelSection, resolve
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.tensor_file import InMemory
 
 VOCAB = 257  # bytes and an end of document, 256
 _COMMON = {

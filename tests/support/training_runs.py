@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from gristmill.base.config import from_mapping
-from gristmill.trainer import checkpoint, loop
+from gristmill.trainer import loop
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.step import StepResult

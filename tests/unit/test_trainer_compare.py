@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from gristmill.base.errors import DataError
 from gristmill.base.files import read_json, write_json
-from gristmill.trainer import compare
+from gristmill.trainer.comparison import compare
 
 
 def planted(folder: Path, nll: np.ndarray, size: np.ndarray, tokens: int = 1000, sources: int = 2) -> Path:

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from tests.support.crashing import crashing_at
 from tests.support.training_shards import write_shards
 
-from gristmill.trainer import checkpoint, loop
+from gristmill.trainer import loop
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, ModelSection

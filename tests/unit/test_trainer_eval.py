@@ -17,8 +17,10 @@ from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, write_json
-from gristmill.trainer import checkpoint, cli, data, evaluate, exchange, harness, loop
+from gristmill.trainer import cli, data, exchange, loop
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.data import Document
+from gristmill.trainer.evaluation import evaluate, harness
 from gristmill.trainer.hub import load_tokenizer
 from gristmill.trainer.run_folder import TrainedModel, load_model
 
@@ -193,7 +195,7 @@ def test_tasks_are_asked_in_the_chat_template(trained: Path, tasks: Path, tmp_pa
     told = harness.evaluate(run, ["choose"], tasks, limit=2, chat=True)
     assert told["tasks"]["choose"]["examples"] == 2 and told["chat"]
     from gristmill.trainer import chat_form
-    from gristmill.trainer.harness_model import HarnessModel
+    from gristmill.trainer.evaluation.harness_model import HarnessModel
 
     loaded, text = load_model(run, "cpu"), load_tokenizer(run / "tokenizer.json")
     model = HarnessModel(loaded, text, chat_form.load(run, loaded))
@@ -204,7 +206,7 @@ def test_tasks_are_asked_in_the_chat_template(trained: Path, tasks: Path, tmp_pa
 
 def test_what_fills_a_row_up_changes_nothing(trained: Path) -> None:
     pytest.importorskip("lm_eval")
-    from gristmill.trainer.harness_model import HarnessModel
+    from gristmill.trainer.evaluation.harness_model import HarnessModel
 
     loaded = load_model(trained, "cpu")
     model = HarnessModel(loaded, load_tokenizer(trained / "tokenizer.json"))

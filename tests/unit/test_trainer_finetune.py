@@ -23,10 +23,12 @@ from tests.support.training_shards import write_shards
 from gristmill.base.errors import UsageError
 from gristmill.base.files import read_json
 from gristmill.shards.reader import open_dataset
-from gristmill.trainer import checkpoint, cli, exchange, finetune, generate, loop
+from gristmill.trainer import cli, exchange, generate, loop
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import resolve_data
-from gristmill.trainer.finetune_config import FinetuneConfig
+from gristmill.trainer.finetuning import finetune
+from gristmill.trainer.finetuning.finetune_config import FinetuneConfig
 from gristmill.trainer.hub import load_tokenizer
 from gristmill.trainer.run_folder import load_model
 

@@ -12,7 +12,8 @@ from tests.support.tiny_checkpoints import VOCAB, ours, preset, run_of
 from gristmill.base.config import to_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, write_json
-from gristmill.trainer import checkpoint, cli, tensor_file
+from gristmill.trainer import cli
+from gristmill.trainer.checkpoints import checkpoint, tensor_file
 from gristmill.trainer.generate import generate, sample, window_start
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.expert_store import ExpertStore, StoredExperts

@@ -10,11 +10,7 @@ import torch
 from tests.support.plain_moe import CONFIG
 
 from gristmill.base.errors import UsageError
-from gristmill.trainer import hardware
 from gristmill.trainer.data import Example
-from gristmill.trainer.hardware import Peak
-from gristmill.trainer.health import LOGIT_BINS, logit_shares
-from gristmill.trainer.meter import Meter
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.precision import build as precision
 from gristmill.trainer.model.segments import from_starts
@@ -22,7 +18,11 @@ from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.config import OptimizerConfig
 from gristmill.trainer.step import StepResult, train_step
-from gristmill.trainer.watch import HealthConfig, SamplesConfig
+from gristmill.trainer.watch import hardware
+from gristmill.trainer.watch.config import HealthConfig, SamplesConfig
+from gristmill.trainer.watch.hardware import Peak
+from gristmill.trainer.watch.health import LOGIT_BINS, logit_shares
+from gristmill.trainer.watch.meter import Meter
 
 
 @pytest.fixture(autouse=True)

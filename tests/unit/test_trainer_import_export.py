@@ -20,13 +20,14 @@ from tests.support.tiny_checkpoints import VOCAB, ours, preset, run_of, write_hu
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, write_json
-from gristmill.trainer import checkpoint, cli, exchange, loop, tensor_file
-from gristmill.trainer.evaluate import score
+from gristmill.trainer import cli, exchange, loop
+from gristmill.trainer.checkpoints import checkpoint, tensor_file
+from gristmill.trainer.checkpoints.tensor_file import OnDisk, Unwritten
+from gristmill.trainer.evaluation.evaluate import score
 from gristmill.trainer.model import huggingface
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.huggingface import _config
 from gristmill.trainer.run_folder import load_model
-from gristmill.trainer.tensor_file import OnDisk, Unwritten
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,15 @@ import torch
 from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import UsageError
-from gristmill.trainer import cli, hardware, memory, plan
+from gristmill.trainer import cli
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.data import resolve_data
 from gristmill.trainer.model.config import ModelSection, presets, resolve
 from gristmill.trainer.model.counts import count
 from gristmill.trainer.optim.config import OptimizerConfig
-from gristmill.trainer.plan_config import PlanConfig
+from gristmill.trainer.planning import memory, plan
+from gristmill.trainer.planning.plan_config import PlanConfig
+from gristmill.trainer.watch import hardware
 
 SMALL = ModelSection(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
 BATCH = BatchConfig(sequence=32, sequences=4, micro=2)

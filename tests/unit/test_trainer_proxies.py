@@ -16,11 +16,13 @@ from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
-from gristmill.trainer import checkpoint, cli, loop, paired, proxies
+from gristmill.trainer import cli, loop
+from gristmill.trainer.checkpoints import checkpoint
+from gristmill.trainer.comparison import paired, proxies
+from gristmill.trainer.comparison.proxies_config import ProxiesConfig
 from gristmill.trainer.config import BatchConfig
 from gristmill.trainer.model.config import ModelSection
-from gristmill.trainer.proxies_config import ProxiesConfig
-from gristmill.trainer.watch import SamplesConfig
+from gristmill.trainer.watch.config import SamplesConfig
 
 SMALL = ModelSection(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
 

@@ -23,9 +23,11 @@ from gristmill.base.errors import DataError, GristmillError, UsageError
 from gristmill.base.files import read_json, write_json
 from gristmill.shards import reader
 from gristmill.shards.loader import Batches
-from gristmill.trainer import checkpoint, cli, data, evaluate, generate, loop
+from gristmill.trainer import cli, data, generate, loop
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import BatchConfig
 from gristmill.trainer.data import Document, Example
+from gristmill.trainer.evaluation import evaluate
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.segments import from_starts

@@ -15,8 +15,9 @@ from tests.support.training_shards import write_shards
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.trainer import checkpoint, loop
-from gristmill.trainer.alarms import AlarmConfig, Alarms
+from gristmill.trainer import loop
+from gristmill.trainer.checkpoints import checkpoint
+from gristmill.trainer.watch.alarms import AlarmConfig, Alarms
 
 EVEN, ALONE = [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0]  # of 4 experts, 2 per token
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from gristmill.base.errors import UsageError, WriteError
-from gristmill.trainer import checkpoint, checkpoint_writer
-from gristmill.trainer.checkpoint import Position, State
-from gristmill.trainer.checkpoint_writer import CheckpointWriter
+from gristmill.trainer.checkpoints import checkpoint, checkpoint_writer
+from gristmill.trainer.checkpoints.checkpoint import Position, State
+from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter
 
 
 def nothing() -> None:

@@ -15,7 +15,8 @@ from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, write_json
-from gristmill.trainer import checkpoint, exchange, initial, loop, start
+from gristmill.trainer import exchange, loop, start
+from gristmill.trainer.checkpoints import checkpoint, initial
 from gristmill.trainer.data import open_training
 from gristmill.trainer.model.config import ModelSection
 

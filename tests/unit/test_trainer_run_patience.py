@@ -13,9 +13,10 @@ from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import UsageError
 from gristmill.base.files import read_json
-from gristmill.trainer import checkpoint, loop
+from gristmill.trainer import loop
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import TrainConfig
-from gristmill.trainer.patience import Patience, PatienceConfig
+from gristmill.trainer.watch.patience import Patience, PatienceConfig
 
 LOSSES = {2: 5.0, 4: 4.0, 6: 4.5, 8: 4.2, 10: 4.1, 12: 3.0}
 

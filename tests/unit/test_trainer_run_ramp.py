@@ -11,7 +11,8 @@ from tests.support.training_runs import config, events_of, same_weights
 from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import UsageError
-from gristmill.trainer import checkpoint, loop, ramp
+from gristmill.trainer import loop, ramp
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.data import open_training
 from gristmill.trainer.feed import batches

@@ -9,14 +9,15 @@ import pytest
 import torch
 from tests.support.training_shards import write_shards
 
-from gristmill.trainer import checkpoint, loop
+from gristmill.trainer import loop
+from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, ModelSection
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.samples import write_samples
 from gristmill.trainer.trackers.jsonl import read_events
-from gristmill.trainer.watch import SamplesConfig
+from gristmill.trainer.watch.config import SamplesConfig
+from gristmill.trainer.watch.samples import write_samples
 
 SMALL = ModelSection(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_width=16)
 

@@ -16,7 +16,7 @@ from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.trackers.flatten import Told, flatten
 from gristmill.trainer.trackers.jsonl import read_events
 from gristmill.trainer.trackers.open import About, facts, open_trackers
-from gristmill.trainer.watch import TrackersConfig
+from gristmill.trainer.watch.config import TrackersConfig
 
 ROUTER = {
     "load": [[0.5, 0.5], [0.9, 0.1]], "entropy": [0.9, 0.3], "dead": [0, 1], "bias_range": [], "dropped": [0.0, 0.25],

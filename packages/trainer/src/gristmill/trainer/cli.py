@@ -18,10 +18,10 @@ import tyro.conf
 from gristmill.base import cli
 from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
+from gristmill.trainer.comparison.proxies_config import ProxiesConfig
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model.config import ModelOverrides, ModelSection, resolve
-from gristmill.trainer.plan_config import PlanConfig
-from gristmill.trainer.proxies_config import ProxiesConfig
+from gristmill.trainer.planning.plan_config import PlanConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -73,12 +73,12 @@ def finetune(arguments: list[str]) -> int:
         trainer finetune hf://org/name --chat records.jsonl.zst --optimizer.learning-rate 2e-5 --output training/records
         trainer finetune training/filtered --tokens 1M --optimizer.schedule linear --output training/further
     """
-    from gristmill.trainer import finetune_config
+    from gristmill.trainer.finetuning import finetune_config
 
     description = inspect.cleandoc(finetune.__doc__ or "")
     place, settings, flags = finetune_config.parse(arguments, description)
-    from gristmill.trainer import finetune as tuning
     from gristmill.trainer import loop
+    from gristmill.trainer.finetuning import finetune as tuning
 
     origin = tuning.find(place)
     base = tuning.defaults(origin, settings)
@@ -130,11 +130,11 @@ def eval_(
     if not (data or tasks):
         raise UsageError("eval: give --data SHARDS, --tasks NAMES, or both")
     if data:
-        from gristmill.trainer.evaluate import evaluate
+        from gristmill.trainer.evaluation.evaluate import evaluate
 
         print(json.dumps(evaluate(run, data, split, tokens, tokenizer, device, threads, checkpoint), indent=2))
     if tasks:
-        from gristmill.trainer import harness
+        from gristmill.trainer.evaluation import harness
 
         names = [name.strip() for name in tasks.split(",") if name.strip()]
         print(
@@ -156,8 +156,8 @@ def plan(arguments: list[str]) -> int:
         trainer plan --config small.toml --tokens 10B --precision bf16 --gpu H100 --price-per-hour 2.5
     """
     config = cli.parse_config(PlanConfig, arguments, "trainer plan", inspect.cleandoc(plan.__doc__ or ""))
-    from gristmill.trainer.plan import plan as reckon
-    from gristmill.trainer.plan import table
+    from gristmill.trainer.planning.plan import plan as reckon
+    from gristmill.trainer.planning.plan import table
 
     result = reckon(config)
     print(json.dumps(result, indent=2) if config.json else table(result))
@@ -187,7 +187,7 @@ def _compare_mixtures(arguments: list[str]) -> int:
     """
     about = inspect.cleandoc(_compare_mixtures.__doc__ or "")
     config = cli.parse_config(ProxiesConfig, arguments, "trainer compare", about)
-    from gristmill.trainer import proxies
+    from gristmill.trainer.comparison import proxies
 
     result = proxies.run(config)
     print(json.dumps(result, indent=2) if config.json else proxies.table(result))
@@ -215,8 +215,8 @@ def _compare_runs(
         as_json: print JSON instead of a table.
     """
     from gristmill.base.files import write_json
-    from gristmill.trainer.compare import compare as decide
-    from gristmill.trainer.compare import table
+    from gristmill.trainer.comparison.compare import compare as decide
+    from gristmill.trainer.comparison.compare import table
 
     result = decide(a, b)
     if output is not None:

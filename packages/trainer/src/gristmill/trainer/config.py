@@ -12,12 +12,12 @@ from typing import Any, Literal
 from gristmill.base.cli import Tokens
 from gristmill.base.config import to_mapping
 from gristmill.base.errors import UsageError
-from gristmill.trainer.alarms import AlarmConfig
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.optim.config import OptimizerConfig
-from gristmill.trainer.patience import PatienceConfig
 from gristmill.trainer.ramp import Stage, stages
-from gristmill.trainer.watch import HealthConfig, SamplesConfig, TrackersConfig
+from gristmill.trainer.watch.alarms import AlarmConfig
+from gristmill.trainer.watch.config import HealthConfig, SamplesConfig, TrackersConfig
+from gristmill.trainer.watch.patience import PatienceConfig
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import torch
 from gristmill.base.config import check_range, to_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_object, replace_folder, sha256_file, write_json, write_text, writing
-from gristmill.trainer import checkpoint, hub, tensor_file
+from gristmill.trainer import hub
 from gristmill.trainer.card import card
-from gristmill.trainer.checkpoint import Position, State
+from gristmill.trainer.checkpoints import checkpoint, tensor_file
+from gristmill.trainer.checkpoints.checkpoint import Position, State
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model import huggingface
 from gristmill.trainer.model.config import ModelConfig

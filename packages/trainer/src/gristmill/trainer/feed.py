@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator
 
 from gristmill.shards.loader import Batch, Batches
-from gristmill.trainer.checkpoint import Position
+from gristmill.trainer.checkpoints.checkpoint import Position
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import TrainingData
 

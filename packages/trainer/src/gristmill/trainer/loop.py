@@ -18,20 +18,23 @@ from gristmill.base.config import from_mapping
 from gristmill.base.errors import GristmillError
 from gristmill.base.progress import Progress
 from gristmill.shards.loader import Batch
-from gristmill.trainer import checkpoint, evaluate, hardware, record, start
-from gristmill.trainer.alarms import Alert
-from gristmill.trainer.checkpoint_writer import CheckpointWriter, Tensors
+from gristmill.trainer import record, start
+from gristmill.trainer.checkpoints import checkpoint
+from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter, Tensors
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import open_training, to_example
+from gristmill.trainer.evaluation import evaluate
 from gristmill.trainer.feed import batches
-from gristmill.trainer.meter import Meter
 from gristmill.trainer.optim.schedule import factor, learning_rate
 from gristmill.trainer.run_folder import read_run
-from gristmill.trainer.samples import write_samples
 from gristmill.trainer.signals import stop_after_step
 from gristmill.trainer.start import Run
 from gristmill.trainer.step import StepResult, train_step
 from gristmill.trainer.trackers.open import Trackers, find_adapters, open_trackers
+from gristmill.trainer.watch import hardware
+from gristmill.trainer.watch.alarms import Alert
+from gristmill.trainer.watch.meter import Meter
+from gristmill.trainer.watch.samples import write_samples
 
 log = logging.getLogger("gristmill.trainer")
 

@@ -10,7 +10,7 @@ import torch
 
 from gristmill.base.config import to_mapping
 from gristmill.base.files import write_json
-from gristmill.trainer.checkpoint import Position
+from gristmill.trainer.checkpoints.checkpoint import Position
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import TrainingData
 from gristmill.trainer.model.config import ModelConfig

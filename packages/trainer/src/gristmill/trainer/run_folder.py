@@ -15,8 +15,8 @@ from safetensors import safe_open
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
-from gristmill.trainer import checkpoint, tensor_file
-from gristmill.trainer.checkpoint import Position
+from gristmill.trainer.checkpoints import checkpoint, tensor_file
+from gristmill.trainer.checkpoints.checkpoint import Position
 from gristmill.trainer.model import expert_store, precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.expert_store import ExpertStore

@@ -18,20 +18,21 @@ import torch
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
-from gristmill.trainer import checkpoint, initial, record
-from gristmill.trainer.alarms import Alarms
-from gristmill.trainer.checkpoint import Position, State
+from gristmill.trainer import record
+from gristmill.trainer.checkpoints import checkpoint, initial
+from gristmill.trainer.checkpoints.checkpoint import Position, State
+from gristmill.trainer.checkpoints.initial import Initial
 from gristmill.trainer.config import TrainConfig, differences
 from gristmill.trainer.data import Document, TrainingData, held_out
-from gristmill.trainer.initial import Initial
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, resolve
 from gristmill.trainer.model.counts import count
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.optimizer import Optimizer
-from gristmill.trainer.patience import Patience
 from gristmill.trainer.run_folder import FORMAT, pick_device
+from gristmill.trainer.watch.alarms import Alarms
+from gristmill.trainer.watch.patience import Patience
 
 log = logging.getLogger("gristmill.trainer")
 

@@ -14,7 +14,11 @@ from typing import NamedTuple
 import torch
 
 from gristmill.trainer.data import Example
-from gristmill.trainer.health import (
+from gristmill.trainer.model.moe import RouterReport
+from gristmill.trainer.model.segments import from_starts
+from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.optim.optimizer import Optimizer
+from gristmill.trainer.watch.health import (
     LOSSES,
     Accumulated,
     RouterHealth,
@@ -25,10 +29,6 @@ from gristmill.trainer.health import (
     router_health,
     router_tensors,
 )
-from gristmill.trainer.model.moe import RouterReport
-from gristmill.trainer.model.segments import from_starts
-from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.optim.optimizer import Optimizer
 
 
 class StepResult(NamedTuple):

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from gristmill.base.errors import UsageError
+from gristmill.trainer.checkpoints.tensor_file import Source
 from gristmill.trainer.model.moe import MixtureOfExperts
 from gristmill.trainer.model.moe.experts import Experts
 from gristmill.trainer.model.moe.router import Routing
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.tensor_file import Source
 
 Weights = tuple[torch.Tensor, torch.Tensor]
 """gate_up_FD and down_DF of one expert, in the number format of the file."""

@@ -16,7 +16,7 @@ from gristmill.base.errors import UsageError
 from gristmill.base.files import read_json, write_json
 from gristmill.trainer.trackers.flatten import Told, flatten
 from gristmill.trainer.trackers.jsonl import EventLog
-from gristmill.trainer.watch import TrackersConfig
+from gristmill.trainer.watch.config import TrackersConfig
 
 log = logging.getLogger("gristmill.trainer")
 

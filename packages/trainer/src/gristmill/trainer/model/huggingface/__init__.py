@@ -16,11 +16,11 @@ import torch
 from gristmill.base.config import from_mapping, nearest
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_object, write_json
-from gristmill.trainer import tensor_file
+from gristmill.trainer.checkpoints import tensor_file
+from gristmill.trainer.checkpoints.tensor_file import Source, Unwritten
 from gristmill.trainer.model import kinds
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.huggingface import _config, _weights
-from gristmill.trainer.tensor_file import Source, Unwritten
 
 
 class Foreign(NamedTuple):

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from gristmill.base.errors import DataError
+from gristmill.trainer.checkpoints.tensor_file import Source, Unwritten
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.huggingface import _names
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.tensor_file import Source, Unwritten
 
 UNUSED = re.compile(r".*\.rotary_emb\.inv_freq")  # in files of old: what positions turn by, which we compute
 BLOCK = re.compile(r"model\.layers\.(\d+)\..*")

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from gristmill.trainer.hardware import Peak
+from gristmill.trainer.watch.hardware import Peak
 
 
 class Meter:

@@ -14,13 +14,15 @@ from gristmill.base.progress import duration
 from gristmill.shards.mixture import Mixture
 from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset
-from gristmill.trainer import hardware, initial, memory, timing
+from gristmill.trainer.checkpoints import initial
 from gristmill.trainer.data import resolve_data
-from gristmill.trainer.memory import Memory
 from gristmill.trainer.model.config import ModelConfig, resolve
 from gristmill.trainer.model.counts import count
-from gristmill.trainer.plan_config import PlanConfig
+from gristmill.trainer.planning import memory, timing
+from gristmill.trainer.planning.memory import Memory
+from gristmill.trainer.planning.plan_config import PlanConfig
 from gristmill.trainer.run_folder import pick_device
+from gristmill.trainer.watch import hardware
 
 FEWEST_TOKENS = 20  # per parameter: what dense models of a given cost learn best from (arXiv 2203.15556, table 3)
 

@@ -17,10 +17,11 @@ from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, write_json
 from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset, open_dataset
-from gristmill.trainer import compare, loop, proxies_plot
+from gristmill.trainer import loop
+from gristmill.trainer.comparison import compare, proxies_plot
+from gristmill.trainer.comparison.proxies_config import CONTROL, Arm, ProxiesConfig
 from gristmill.trainer.data import resolve_data
-from gristmill.trainer.evaluate import evaluate
-from gristmill.trainer.proxies_config import CONTROL, Arm, ProxiesConfig
+from gristmill.trainer.evaluation.evaluate import evaluate
 
 log = logging.getLogger("gristmill.trainer")
 

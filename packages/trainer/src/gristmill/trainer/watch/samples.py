@@ -13,7 +13,7 @@ import torch
 from gristmill.trainer.generate import sample
 from gristmill.trainer.hub import load_tokenizer
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.watch import SamplesConfig
+from gristmill.trainer.watch.config import SamplesConfig
 
 
 def write_samples(

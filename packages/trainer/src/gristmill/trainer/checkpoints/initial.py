@@ -15,13 +15,14 @@ from gristmill.base.config import from_mapping, to_mapping
 from gristmill.base.errors import DataError
 from gristmill.base.files import fingerprint, sha256_file
 from gristmill.shards.reader import Dataset
-from gristmill.trainer import checkpoint, hub, tensor_file
-from gristmill.trainer.evaluate import require_same_tokenizer
+from gristmill.trainer import hub
+from gristmill.trainer.checkpoints import checkpoint, tensor_file
+from gristmill.trainer.checkpoints.tensor_file import OnDisk, Unwritten
+from gristmill.trainer.evaluation.evaluate import require_same_tokenizer
 from gristmill.trainer.model import huggingface
 from gristmill.trainer.model.config import ModelConfig, ModelSection, resolve
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.run_folder import model_config, read_run
-from gristmill.trainer.tensor_file import OnDisk, Unwritten
 
 
 class Initial(NamedTuple):

@@ -14,7 +14,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gristmill.base.progress import Progress
-from gristmill.trainer.evaluate import ROWS
+from gristmill.trainer.evaluation.evaluate import ROWS
 from gristmill.trainer.generate import sample
 from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.run_folder import TrainedModel

@@ -16,7 +16,8 @@ import numpy as np
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
-from gristmill.trainer import config, paired
+from gristmill.trainer import config
+from gristmill.trainer.comparison import paired
 
 FEWEST = 20  # documents; a percentile interval over fewer is too narrow (Hesterberg 2015, arXiv 1411.5279, section 4)
 

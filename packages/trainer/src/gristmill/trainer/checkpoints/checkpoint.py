@@ -22,9 +22,9 @@ from torch import nn
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_object, replace_folder, sha256_file, write_json, writing
-from gristmill.trainer import tensor_file
+from gristmill.trainer.checkpoints import tensor_file
+from gristmill.trainer.checkpoints.tensor_file import Unwritten
 from gristmill.trainer.optim.optimizer import Optimizer
-from gristmill.trainer.tensor_file import Unwritten
 
 FORMAT = "gristmill.checkpoint/1"
 FILES = ("model.safetensors", "optimizer.safetensors")

@@ -71,7 +71,7 @@ def evaluate(
     file = Path(tokenizer) if tokenizer else trained.tokenizer
     if file is None or not file.is_file():
         raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
-    from gristmill.trainer.harness_model import HarnessModel
+    from gristmill.trainer.evaluation.harness_model import HarnessModel
 
     model = HarnessModel(trained, load_tokenizer(file), chat_form.load(run, trained) if chat else None)
     _load(manager, tasks)

@@ -18,11 +18,13 @@ from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import write_text
 from gristmill.shards.importers import template_file
 from gristmill.shards.plan import Plan
-from gristmill.trainer import checkpoint, conversations, exchange, hub
-from gristmill.trainer.checkpoint import Position
+from gristmill.trainer import exchange, hub
+from gristmill.trainer.checkpoints import checkpoint
+from gristmill.trainer.checkpoints.checkpoint import Position
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import resolve_data
-from gristmill.trainer.finetune_config import FinetuneConfig
+from gristmill.trainer.finetuning import conversations
+from gristmill.trainer.finetuning.finetune_config import FinetuneConfig
 from gristmill.trainer.model import huggingface
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.optim.config import GROUPS

@@ -13,9 +13,9 @@ from types import TracebackType
 
 import torch
 
-from gristmill.trainer import checkpoint
-from gristmill.trainer.checkpoint import State
-from gristmill.trainer.tensor_file import Unwritten
+from gristmill.trainer.checkpoints import checkpoint
+from gristmill.trainer.checkpoints.checkpoint import State
+from gristmill.trainer.checkpoints.tensor_file import Unwritten
 
 Tensors = Mapping[str, Mapping[str, torch.Tensor]]
 """By file, then by name."""

@@ -1,0 +1,1 @@
+"""On from a trained model: with conversations, or with what a mixture has left."""
