@@ -40,7 +40,7 @@ from gristmill.scorer.backbone.states import Tokens, average_windows, flatten
 from gristmill.scorer.config import CalibrationConfig, TrainConfig
 from gristmill.scorer.heads.baselines import fasttext_quality
 from gristmill.scorer.heads.bundle import Bundle
-from gristmill.scorer.heads.calibration import drop_threshold
+from gristmill.scorer.heads.calibration import drop_threshold, labels_needed
 from gristmill.scorer.heads.exits import exit_curve
 from gristmill.scorer.heads.labels import Labels
 from gristmill.scorer.heads.metrics import spearman
@@ -217,9 +217,12 @@ class Heads:
         return rows
 
     def _certified(self, tap: int, bound: float, weights_N: np.ndarray) -> float:
-        """Exit rate in a mix, at the tau that is certified on the good documents; over all taps compared together."""
+        """Exit rate in a mix, at the tau that is certified on the good documents; over all taps compared together. Of
+        few documents (--quick), none may exit."""
         tests = sum(other < self.taps[1] for other in self.scores)
         config = CalibrationConfig(max_false_drop=bound, confidence=1 - 0.05 / tests)
+        if self.good_N.sum() < labels_needed(config.max_false_drop, config.confidence):
+            return 0.0
         score_N = self.scores[tap]
         drawn = np.random.default_rng(0).choice(len(score_N), 20_000, p=weights_N / weights_N.sum())
         tau = drop_threshold(score_N[self.good_N], score_N[drawn], config).tau_drop
