@@ -27,6 +27,7 @@ import _step_models as models
 from _results import Row, against, publish, row
 from gristmill.base import cli
 from gristmill.base.errors import GristmillError
+from gristmill.trainer.allocator import keep_freed_memory
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.counts import count
 
@@ -46,6 +47,7 @@ class Config:
 def main(arguments: list[str]) -> int:
     config = cli.parse_config(Config, arguments, "bench step", __doc__ or "")
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `trainer run` does; the peers have it too
     windows, rounds = (2, 1) if config.quick else (8, 5)
     keys = dict[str, float]()
     rows = memory(windows, keys)
@@ -162,6 +164,7 @@ def _measure_memory(name: str, windows: int) -> None:
     import transformers  # noqa: F401 - every process has imported the same
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     before = _high_water()
     step = getattr(models, name)(models.A, "bf16")
     for _ in range(3):

@@ -19,6 +19,7 @@ from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json
 from gristmill.trainer import record
+from gristmill.trainer.allocator import keep_freed_memory
 from gristmill.trainer.checkpoints import checkpoint, initial
 from gristmill.trainer.checkpoints.checkpoint import Position, State
 from gristmill.trainer.checkpoints.initial import Initial
@@ -101,6 +102,8 @@ def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | No
     shape = _shape(config, data, existing, weights)
     device = pick_device(config.device)
     torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     config.folder.mkdir(parents=True, exist_ok=True)
     checkpoint.tidy(config.folder)
