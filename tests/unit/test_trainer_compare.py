@@ -67,4 +67,4 @@ def test_whatever_else_decides_the_weights_and_differs_is_told(tmp_path):
     runs[0]["model"] = {"width": 8}
     for folder, run in zip((a, b), runs):
         write_json(folder / "run.json", run)
-    assert "The runs differ in model, expert_precision, unique_tokens too." in compare.compare(a, b)["note"]
+    assert "The runs differ in model, alarms, expert_precision, unique_tokens too." in compare.compare(a, b)["note"]

@@ -24,6 +24,8 @@ from gristmill.trainer.model.moe.adapt import Coefficients
 from gristmill.trainer.model.transformer import Transformer
 
 FORMAT = "gristmill.train/2"
+LOST = "bring it back from a copy, or train anew with another --output"
+"""What to do about a run.json that is damaged or gone: it is not made again."""
 
 
 class TrainedModel(NamedTuple):
@@ -40,7 +42,7 @@ class TrainedModel(NamedTuple):
 def read_run(folder: Path) -> dict[str, Any]:
     if not (folder / "run.json").exists():
         raise UsageError(f"{folder}: no training run here (no run.json)")
-    run = read_json(folder / "run.json")
+    run = read_json(folder / "run.json", LOST)
     if run.get("format") != FORMAT:
         raise DataError(f"{folder / 'run.json'}: format {run.get('format')!r}, wanted {FORMAT!r}")
     return run
