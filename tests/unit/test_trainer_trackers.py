@@ -130,6 +130,16 @@ def test_a_run_that_goes_on_keeps_its_id(tmp_path, fake):
     assert fake.made[-1].about.id != first.id
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"id": 5}'])
+def test_a_damaged_id_leaves_trackers_out_and_training_goes_on(tmp_path, fake, caplog, content):
+    (tmp_path / "trackers.json").write_text(content)
+    trackers = open_trackers(TrackersConfig(use=("wandb",)), tmp_path, RECORD, -1)
+    trackers.write("step", 1, **STEP)
+    trackers.close()
+    assert [event["step"] for event in read_events(tmp_path / "events.jsonl")] == [1] and not fake.made
+    assert len(caplog.messages) == 1 and "trackers.json" in caplog.text and "delete it" in caplog.text
+
+
 def test_a_package_that_is_not_installed_is_named_before_anything_is_read_or_written(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "gristmill.trainer.trackers.wandb", raising=False)
     monkeypatch.setitem(sys.modules, "wandb", None)

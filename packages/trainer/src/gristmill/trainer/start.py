@@ -18,7 +18,7 @@ import torch
 
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
-from gristmill.base.files import read_json
+from gristmill.base.files import read_object
 from gristmill.trainer import record
 from gristmill.trainer.checkpoints import checkpoint, initial
 from gristmill.trainer.checkpoints.checkpoint import Position, State
@@ -31,7 +31,7 @@ from gristmill.trainer.model.counts import count
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.optimizer import Optimizer
-from gristmill.trainer.run_folder import FORMAT, LOST, pick_device
+from gristmill.trainer.run_folder import FORMAT, LOST, pick_device, read_run
 from gristmill.trainer.watch.alarms import Alarms
 from gristmill.trainer.watch.patience import Patience
 
@@ -80,10 +80,10 @@ def agree(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
         if checkpoint.latest(config.folder):  # of a configuration that nothing tells
             raise DataError(f"{path}: no such file, and checkpoints stand beside it; {LOST}")
         return None
-    existing = read_json(path, LOST)
+    existing = read_object(path, LOST)
     if existing.get("format") != FORMAT:
         raise UsageError(f"{path}: not a training run (format {existing.get('format')!r}); give another --output")
-    if changed := differences(existing["config"], config):
+    if changed := differences(read_run(config.folder)["config"], config):
         raise UsageError(
             f"{config.folder}: holds a run with {'; '.join(changed)}. Give another --output, or the same values"
         )
