@@ -126,6 +126,7 @@ class TrainConfig:
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low} (got {getattr(self, name)})")
         check_range("seed", self.seed, -(2**63), 2**64 - 1)  # torch's own
+        check_range("price_per_hour", self.price_per_hour)
         for name in ("sequence", "sequences", "micro"):
             if getattr(self.batch, name) < 1:
                 raise UsageError(f"batch.{name} must be at least 1 (got {getattr(self.batch, name)})")
