@@ -79,9 +79,7 @@ def test_two_hundred_losses_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     first = about(shards, tmp_path / "initial")
     with CheckpointWriter(first.folder, keep=1) as writer:  # the weights that the run will begin with
         run = start.begin(first, open_training(first), None)
-        writer.save(
-            run.state(True), {"model.safetensors": run.model.state_dict()}, lambda: None, lambda: None, best=None
-        )
+        writer.save(run.state(), {"model.safetensors": run.model.state_dict()}, lambda: None, lambda: None)
     exchange.export_run(first.folder, tmp_path / "exported")
 
     config = about(shards, tmp_path / "run")

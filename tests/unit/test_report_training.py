@@ -90,6 +90,14 @@ def test_norms_are_curves_by_group_and_gaps_where_a_step_has_none(tmp_path):
     assert summary["cost"] == {"mfu": pytest.approx(0.3), "memory_gb": None, "cost": None}
 
 
+def test_what_is_no_event_of_a_step_is_passed_over(tmp_path):
+    run_of(tmp_path, None, None)
+    with (tmp_path / "events.jsonl").open("a") as file:
+        for event in ({"step": "3"}, {"step": None}, {"step": [3]}, {}, {"step": 3, "type": []}):
+            file.write(json.dumps({"type": "step", "loss": 9.0} | event) + "\n")
+    assert summarise(tmp_path)["steps"]["last_step"] == 2
+
+
 def test_a_model_without_experts_has_no_router(tmp_path):
     summary = summarise(run_of(tmp_path, None, None))
     assert summary["router"] is None and summary["steps"]["last_step"] == 2

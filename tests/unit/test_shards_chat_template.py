@@ -38,6 +38,10 @@ INSTRUCTS = """{{ bos_token }}
         {%- generation %}{{- message.content + eos_token }}{%- endgeneration %}
     {%- endif %}
 {%- endfor %}"""
+THINKS = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}[INST]\n\n[/INST]\n\n"
+    "{% endif %}{{ m.content }}<|stop|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
 TALK = [
     Turn("user", "Hi é", False),
     Turn("assistant", " Yo 🙂", True),
@@ -112,6 +116,14 @@ def test_a_question_is_written_as_transformers_writes_it(tmp_path: Path) -> None
     assert own.prompt([Turn("user", "<|stop|>", False)]).count(256 + SPECIAL.index("<|stop|>")) == 1
     with pytest.raises(UsageError, match="Only user and assistant"):
         form(tmp_path / "other", INSTRUCTS).prompt([Turn("system", "x", False)])
+
+
+@pytest.mark.parametrize("template", [CHAT, TRIMS, INSTRUCTS, THINKS], ids=["chat", "trims", "instructs", "thinks"])
+def test_a_question_is_what_stands_before_a_last_answer_in_training(tmp_path: Path, template: str) -> None:
+    own = form(tmp_path, template)
+    rendered, asked = own.render([TALK]), own.prompt(TALK[:3])
+    assert rendered.ids[: len(asked)].tolist() == asked
+    assert rendered.learnt[len(asked) - 1 :].tolist() == [0] + [1] * (len(rendered.ids) - len(asked))
 
 
 def test_the_beginning_of_text_is_written_once_where_it_is_eos(tmp_path: Path) -> None:

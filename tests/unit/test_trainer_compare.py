@@ -21,7 +21,8 @@ def planted(folder: Path, nll: np.ndarray, size: np.ndarray, tokens: int = 1000,
     table = {"source": names, "id": [str(i) for i in range(len(nll))], "tokens": size // 4, "bytes": size, "nll": nll}
     parquet.write_table(pa.table(table), folder / "evaluation.parquet")
     part = {"optimizer": {}, "batch": {}, "precision": "fp32", "seed": 0}
-    write_json(folder / "run.json", {"tokens": tokens, "model": {}, "config": part})
+    write_json(folder / "run.json", {"tokens": tokens, "step": 8, "model": {}, "config": part})
+    write_json(folder / "evaluation.json", {"step": 8, "tokens_trained": tokens})
     return folder
 
 
@@ -56,6 +57,30 @@ def test_compare_gives_no_verdict_on_few_documents_and_refuses_different_ones(tm
         compare.compare(a, c)
 
 
+def test_budgets_are_those_of_the_checkpoints_that_were_evaluated(tmp_path):
+    size = np.full(30, 1000)
+    a, b = (planted(tmp_path / name, np.full(30, 900.0), size, sources=1) for name in "ab")
+    assert "stands at" not in compare.compare(a, b)["note"]
+    write_json(b / "evaluation.json", {"step": 4, "tokens_trained": 500})
+    result = compare.compare(a, b)
+    assert result["budget_tokens"] is None and "differ (1,000 and 500 tokens)" in result["note"]
+    assert "b was evaluated at step 4, and stands at 8." in result["note"] and "a was" not in result["note"]
+    write_json(a / "evaluation.json", {"step": 4, "tokens_trained": 500})
+    assert compare.compare(a, b)["budget_tokens"] == 500
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("run.json", b"[]"), ("run.json", b'{"config": {}}'), ("evaluation.json", b"[]"), ("evaluation.json", b"{}"),
+    ("evaluation.parquet", b"PAR1"), ("evaluation.parquet", b""),
+])  # fmt: skip
+def test_a_damaged_file_is_told_by_name(tmp_path, name, content):
+    size = np.full(30, 1000)
+    a, b = (planted(tmp_path / name, np.full(30, 900.0), size, sources=1) for name in "ab")
+    (b / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"b/{name}: .*(trainer eval|from a copy)"):
+        compare.compare(a, b)
+
+
 def test_whatever_else_decides_the_weights_and_differs_is_told(tmp_path):
     size = np.full(30, 1000)
     a, b = (planted(tmp_path / name, np.full(30, 900.0), size, sources=1) for name in "ab")
@@ -67,4 +92,4 @@ def test_whatever_else_decides_the_weights_and_differs_is_told(tmp_path):
     runs[0]["model"] = {"width": 8}
     for folder, run in zip((a, b), runs):
         write_json(folder / "run.json", run)
-    assert "The runs differ in model, expert_precision, unique_tokens too." in compare.compare(a, b)["note"]
+    assert "The runs differ in model, alarms, expert_precision, unique_tokens too." in compare.compare(a, b)["note"]

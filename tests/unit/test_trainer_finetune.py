@@ -233,6 +233,10 @@ def test_text_that_was_read_is_not_read_again_unasked(trained: Path, tmp_path: P
     with pytest.raises(UsageError, match="second time"):
         begun(trained, "--output", tmp_path / "run", "--tokens", left + about.batch.tokens)
     assert begun(trained, "--output", tmp_path / "run", "--tokens", 10**6, reread=True).tokens == 10**6
+    earlier = ["--output", tmp_path / "run", "--tokens", 128, "--first-sequence", 16]
+    with pytest.raises(UsageError, match=r"--first-sequence 16: .* has read the sequences before 32; .*--reread"):
+        begun(trained, *earlier)
+    assert begun(trained, *earlier, reread=True).first_sequence == 16
 
 
 def test_another_order_is_not_gone_on_with(shards: Path, trained: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.tiny_checkpoints import VOCAB, ours, preset, run_of
 
 from gristmill.base.config import to_mapping
@@ -121,6 +122,10 @@ def test_the_command_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out.startswith("ab")
     with pytest.raises(UsageError, match="--top-k"):
         generate(run, top_k=0)
+    with pytest.raises(UsageError, match="--tokens"):
+        generate(run, tokens=-1)
+    with pytest.raises(UsageError, match="--prompt: not UTF-8"):
+        generate(run, "\udcff")
     for temperature in (float("nan"), float("inf"), -0.5):
         with pytest.raises(UsageError, match="--temperature"):
             generate(run, temperature=temperature)
@@ -129,12 +134,22 @@ def test_the_command_says_what_is_wrong(run: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "no.json").write_text("no tokenizer")
     with pytest.raises(DataError, match=r"no\.json: not a tokenizer\.json"):
         generate(run, tokenizer=str(tmp_path / "no.json"))
+    with pytest.raises(UsageError, match="--tokenizer nowhere: no such file"):
+        generate(run, tokenizer="nowhere")
+    other = byte_tokenizer(tmp_path / "other.json", special=("<end>", "<more>"))
+    with pytest.raises(UsageError, match=r"other\.json: not the model's tokenizer, which is"):
+        generate(run, "<more>", tokenizer=str(other))
     with pytest.raises(UsageError, match="expert-cache-gb"):
         generate(run, expert_cache_gb=-1.0)
     with pytest.raises(UsageError, match="holds no expert"):
         generate(run, expert_cache_gb=1e-9)
     with pytest.raises(UsageError, match="no training run here"):
         generate(tmp_path)
+    record = read_json(run / "run.json")
+    for broken in ([], {"format": record["format"]}, record | {"model": None}):
+        write_json(tmp_path / "run.json", broken)
+        with pytest.raises(DataError, match=r"run\.json: .*bring it back from a copy"):
+            generate(tmp_path)
     file = checkpoint.newest(run) / "model.safetensors"
     kept = file.read_bytes()
     file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))

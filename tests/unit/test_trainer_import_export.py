@@ -293,7 +293,9 @@ def test_the_card_tells_where_a_model_is_from(source: Path, tmp_path: Path) -> N
 def test_a_tokenizer_given_takes_the_place_of_the_runs_own(source: Path, tmp_path: Path) -> None:
     exchange.import_model(str(source), tmp_path / "run")
     other = byte_tokenizer(tmp_path / "other.json", special=("<end>",))
+    (tmp_path / "run" / "chat_template.jinja").write_text("{{ messages }}")
     exchange.export_run(tmp_path / "run", tmp_path / "back", str(other))
+    assert (tmp_path / "back" / "chat_template.jinja").read_text() == "{{ messages }}"
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "back")

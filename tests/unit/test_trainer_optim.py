@@ -153,7 +153,8 @@ def test_groups_are_set_on_the_command_line_and_in_a_file(tmp_path):
     ("changes", "named"),
     [
         ({"learning_rate": 0.0}, "learning_rate"), ({"learning_rate": math.nan}, "learning_rate"),
-        ({"clip": -1.0}, "clip"), ({"beta1": 1.5}, "beta1"), ({"qk_clip": math.nan}, "qk_clip"),
+        ({"learning_rate": math.inf}, "learning_rate"), ({"clip": -1.0}, "clip"), ({"beta1": 1.0}, "beta1"),
+        ({"eps": -1.0}, "eps"), ({"qk_clip": math.nan}, "qk_clip"),
         ({"router": GroupConfig(learning_rate=-1.0)}, r"router\.learning_rate"),
         ({"schedule": "wsd", "warmup": 0.5, "decay": 0.6}, "warmup"),
     ],

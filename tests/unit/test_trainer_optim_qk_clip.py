@@ -12,7 +12,7 @@ from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.segments import Context, Segments, from_starts, one_per_row
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
-from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.optim.config import GroupConfig, OptimizerConfig
 
 SHAPE = ModelConfig(
     vocab=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4, top_k=2, expert_width=16,
@@ -121,9 +121,10 @@ def test_recomputed_activations_are_seen_alike():
     assert torch.equal(*seen) and seen[0].all()
 
 
-def test_without_a_bound_nothing_is_watched():
+@pytest.mark.parametrize("changes", [{}, {"qk_clip": 6.0, "dense": GroupConfig(learning_rate=0.0)}])
+def test_without_a_bound_or_with_frozen_attention_nothing_is_watched(changes):
     model = build(SHAPE)
-    optimizer.build(model, OptimizerConfig())
+    optimizer.build(model, OptimizerConfig(**changes))
     model(batch()[0])
     assert all(block.attention.largest_H is None for block in model.blocks)  # pyright: ignore
 

@@ -56,7 +56,7 @@ def test_a_plan_says_what_the_run_would_do_and_writes_nothing(shards, tmp_path):
 
 
 def test_on_a_gpu_time_is_arithmetic_over_an_assumed_share_of_its_peak(shards):
-    result = plan.plan(config(shards, gpu="H100", mfu=0.25))
+    result = plan.plan(config(shards, gpu="H100", mfu=0.25, precision="bf16"))
     peak = hardware.of_gpu("H100")
     assert peak is not None
     assert result["time"]["seconds"] == pytest.approx(result["flops"] / (peak.flops * 0.25))
@@ -64,6 +64,12 @@ def test_on_a_gpu_time_is_arithmetic_over_an_assumed_share_of_its_peak(shards):
     assert result["machine"] == {"name": "H100", "memory": 80e9}
     with pytest.raises(UsageError, match="--gpu H1000: its peak is not known here; did you mean 'H100'"):
         plan.plan(config(shards, gpu="H1000"))
+    for numbers in ({}, {"precision": "bf16", "expert_precision": "fp32"}):
+        with pytest.raises(UsageError, match=r"--gpu H100: its peak is known in bf16.*--precision bf16"):
+            plan.plan(config(shards, gpu="H100", **numbers))
+    for price in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="price_per_hour"):
+            config(shards, price_per_hour=price)
 
 
 def test_what_makes_a_bad_run_is_warned_of(shards, tmp_path, monkeypatch):

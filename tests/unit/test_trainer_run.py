@@ -28,12 +28,13 @@ from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.config import BatchConfig
 from gristmill.trainer.data import Document, Example
 from gristmill.trainer.evaluation import evaluate
+from gristmill.trainer.lock import alone
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
-from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.optim.config import GroupConfig, OptimizerConfig
 from gristmill.trainer.step import accumulate, train_step
 
 
@@ -139,12 +140,34 @@ def test_a_crash_between_checkpoints_resumes_to_the_same_bits(shards, tmp_path, 
     with pytest.raises(OSError):
         loop.train(config(shards, folder))
     assert read_json(folder / "run.json")["status"] == "failed"
-    with (folder / "events.jsonl").open("a") as file:
-        file.write('{"type": "step", "st')  # a line cut short
+    with (folder / "events.jsonl").open("ab") as file:
+        file.write('{"type": "samples", "text": "é'.encode()[:-1])  # a line cut short, within a character
     torch.manual_seed(999)  # resume must bring back the random state itself
     loop.resume(folder)
     assert same_weights(folder, finished)
     assert events_of(folder) == events_of(finished)
+
+
+def test_what_a_run_goes_on_with(shards, tmp_path, monkeypatch):
+    """Its run.json, without which nothing says what it is; its own tokenizer; the time of steps that were lost; and
+    nobody else in its folder."""
+    folder = tmp_path / "run"
+    about = config(shards, folder, tokenizer=str(folder / "tokenizer.json"))
+    monkeypatch.setattr(loop, "train_step", crashing_at(5))
+    with pytest.raises(OSError):
+        loop.train(dataclasses.replace(about, tokenizer=""))
+    run = read_json(folder / "run.json")
+    for content, told in ((None, "no such file, and checkpoints stand beside it"), ("{", "not JSON")):
+        (folder / "run.json").unlink(missing_ok=True)
+        if content:
+            (folder / "run.json").write_text(content)
+        with pytest.raises(DataError, match=rf"run\.json: {told}.*bring it back from a copy"):
+            loop.train(about)
+    write_json(folder / "run.json", run | {"seconds": run["seconds"] + 1000})
+    with alone(folder), pytest.raises(GristmillError, match="another process trains here"):
+        loop.train(about)
+    record = loop.train(about)
+    assert record["status"] == "done" and record["seconds"] > 1000
 
 
 def test_routers_and_coefficients_that_adapt_resume_to_the_same_bits(shards, tmp_path, monkeypatch):
@@ -186,6 +209,15 @@ def test_a_step_that_is_not_finite_moves_no_bias():
     result = train_step(model, optimizer.build(model, OptimizerConfig()), random_example(4, 8), 4, 1.0)
     assert not math.isfinite(result.nll) and result.router is not None
     assert result.router.bias_range == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("rate", [None, 0.0])
+def test_the_biases_of_frozen_routers_stay(rate):
+    model = small_model(router="sigmoid")
+    about = OptimizerConfig(router=GroupConfig(learning_rate=rate))
+    train_step(model, optimizer.build(model, about), random_example(4, 8), 4, 1.0)
+    biases = [value for name, value in model.state_dict().items() if name.endswith("bias_E")]
+    assert len(biases) == 2 and all(bool(bias.any()) == (rate is None) for bias in biases)
 
 
 def test_scores_are_of_the_model_outside_training():
@@ -363,8 +395,9 @@ def test_wrong_tokenizer_and_wrong_keys_are_refused(shards, tmp_path):
     (tmp_path / "run.toml").write_text("[optimizer]\nlearning_rat = 0.1\n")
     with pytest.raises(UsageError, match=r"optimizer\.learning_rat.*did you mean 'learning_rate'"):
         cli.run(["--config", str(tmp_path / "run.toml")])
-    with pytest.raises(UsageError, match="batch"):
-        config(shards, tmp_path, tokens=5)
+    for wrong, named in (({"tokens": 5}, "batch"), ({"seed": 2**65}, "seed")):
+        with pytest.raises(UsageError, match=named):
+            config(shards, tmp_path, **wrong)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["compare", "--help"]])

@@ -200,26 +200,83 @@ def test_a_checkpoint_that_a_signal_asked_for_does_not_change_where_a_run_rolls_
     assert events_of(folder) == events_of(rolled_back)
 
 
-@pytest.mark.parametrize("kept", [2, 1])
-def test_what_began_before_the_newest_checkpoint_goes_back_behind_it(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
-) -> None:
-    """A layer collapses at step 9, which is told at step 12; there are checkpoints after the steps 5 and 10."""
+def collapsing(monkeypatch: pytest.MonkeyPatch, *layers: tuple[int, ...]) -> dict[str, Any]:
+    """In these steps, each layer has collapsed; settings by which that is told of after four."""
     judge = Alarms.judge
 
     def collapsed(watch: Alarms, step: int, nll: float, norm: float, loads: Any) -> Any:
-        return judge(watch, step, nll, norm, [EVEN, ALONE] if 9 <= step <= 12 else loads)
+        loads = [ALONE if step in own else load for own, load in zip(layers, loads)]
+        return judge(watch, step, nll, norm, loads)
 
     monkeypatch.setattr(Alarms, "judge", collapsed)
-    about = long(shards, tmp_path / "run", router_collapse="roll_back", collapse_steps=4, collapse=0.001)
-    about = dataclasses.replace(about, keep_checkpoints=kept)
-    if kept == 1:
-        with pytest.raises(GristmillError, match=r"step 12: layer 1 .* there is no checkpoint from before"):
-            loop.train(about)
-        return
-    loop.train(about)
+    return {"collapse_steps": 4, "collapse": 0.001}
+
+
+def kept(folder: Path) -> list[int]:
+    return [checkpoint.step_of(path) for path in checkpoint.checkpoints(folder)]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_what_began_before_the_newest_checkpoint_goes_back_behind_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """A layer collapses at step 9, which is told at step 12; there are checkpoints after the steps 5 and 10. Steps in a
+    row are counted anew from there: the other layer's, before step 5 and after step 12, are not."""
+    settings = collapsing(monkeypatch, (4, 5, 13, 14), (9, 10, 11, 12))
+    about = long(shards, tmp_path / "run", router_collapse="roll_back", **settings)
+    loop.train(dataclasses.replace(about, keep_checkpoints=keep))
     (event,) = events_of(about.folder, "roll_back")
     assert (event["step"], event["to"]) == (12, 5)
+
+
+def test_where_no_checkpoint_is_from_before_that_is_told(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = collapsing(monkeypatch, (), (9, 10, 11, 12))
+    about = long(shards, tmp_path / "run", router_collapse="stop", **settings)
+    with pytest.raises(GristmillError, match=r"step 12: layer 1 .* there is no checkpoint from before"):
+        loop.train(dataclasses.replace(about, keep_checkpoints=1))
+
+
+def test_of_two_alarms_in_a_step_the_one_that_began_first_is_followed(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = collapsing(monkeypatch, (), (9, 10, 11, 12))
+    monkeypatch.setattr(loop, "_step", disturbed({12: math.nan}))
+    about = long(shards, tmp_path / "run", router_collapse="roll_back", not_finite="roll_back", **settings)
+    loop.train(about)
+    assert [event["alarm"] for event in events_of(about.folder, "alarm")] == ["not_finite", "router_collapse"]
+    assert [event["to"] for event in events_of(about.folder, "roll_back")] == [5]
+
+
+def test_a_run_that_is_killed_as_it_rolls_back_takes_the_same_way(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the checkpoint of step 12 stands, before the one of step 10, of the way it left, is gone."""
+    settings = collapsing(monkeypatch, (), (9, 10, 11, 12))
+    whole = long(shards, tmp_path / "whole", router_collapse="roll_back", **settings)
+    loop.train(whole)
+    about = dataclasses.replace(whole, output=str(tmp_path / "run"))
+    rotate = checkpoint.rotate
+
+    def killed(folder: Path, *given: Any) -> None:
+        if checkpoint.step_of(checkpoint.newest(folder)) == 12:
+            raise OSError("killed")
+        rotate(folder, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "rotate", killed)
+        with pytest.raises(OSError, match="killed"):
+            loop.train(about)
+    assert kept(about.folder) == [5, 10, 12]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", crashing_at(1))
+        with pytest.raises(OSError, match="gone"):
+            loop.train(about)
+    assert kept(about.folder) == [5, 12]
+    loop.train(about)
+    assert same_weights(about.folder, whole.folder) and events_of(about.folder) == events_of(whole.folder)
+    assert kept(about.folder) == kept(whole.folder)
 
 
 def test_a_run_does_not_roll_back_for_ever(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,9 +292,14 @@ def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(
 ) -> None:
     monkeypatch.setattr(loop, "_step", disturbed({2: math.nan}))
     about = long(shards, tmp_path / "run", not_finite="roll_back")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", crashing_at(2))
+        with pytest.raises(OSError):
+            loop.train(about)
     loop.train(about)
     (event,) = events_of(about.folder, "roll_back")
     assert (event["step"], event["to"]) == (2, 0)
+    assert [event["step"] for event in events_of(about.folder, "checkpoint")][:3] == [0, 2, 5]
 
 
 def test_a_run_that_an_alarm_stopped_goes_on_with_another_policy(

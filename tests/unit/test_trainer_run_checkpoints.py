@@ -20,9 +20,18 @@ def nothing() -> None:
     pass
 
 
-def save(writer: CheckpointWriter, step: int, tensor: torch.Tensor, scheduled: bool = True, **more: Any) -> None:
-    about = {"first": nothing, "then": nothing, "best": None} | more
-    writer.save(State(Position(step=step), scheduled), {"model.safetensors": {"w": tensor}}, **about)
+def save(
+    writer: CheckpointWriter, step: int, tensor: torch.Tensor, first: Any = nothing, then: Any = nothing,
+    best: int | None = None, **about: Any,
+) -> None:  # fmt: skip
+    patience = {"best": None if best is None else 2.5, "best_step": best or 0}
+    writer.save(
+        State(Position(step=step), patience=patience, **about), {"model.safetensors": {"w": tensor}}, first, then
+    )
+
+
+def kept(folder: Path) -> list[int]:
+    return [checkpoint.step_of(path) for path in checkpoint.checkpoints(folder)]
 
 
 def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
@@ -65,24 +74,59 @@ def test_the_last_error_is_not_lost(tmp_path: Path) -> None:
 
 
 def test_the_newest_the_best_and_the_one_of_a_signal_stay(tmp_path: Path) -> None:
-    def kept() -> list[int]:
-        return [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)]
-
     with CheckpointWriter(tmp_path, keep=2) as writer:
         for step in (1, 2, 3):
             save(writer, step, torch.zeros(2), best=1)
             writer.wait()
-        assert kept() == [1, 2, 3]
-        save(writer, 4, torch.zeros(2), best=2)
+        assert kept(tmp_path) == [1, 2, 3]
+        save(writer, 4, torch.zeros(2), best=4)
         writer.wait()
-        assert kept() == [2, 3, 4]
+        assert kept(tmp_path) == [1, 3, 4]  # 1 is the best again for a run that goes back to 3
         save(writer, 5, torch.zeros(2), scheduled=False)
         writer.wait()
-        assert kept() == [3, 4, 5] and checkpoint.before(tmp_path, 9) == checkpoint.find(tmp_path, "4")
+        assert kept(tmp_path) == [1, 3, 4, 5] and checkpoint.before(tmp_path, 9) == checkpoint.find(tmp_path, "4")
         save(writer, 6, torch.zeros(2))
         writer.wait()
-        assert kept() == [4, 6] and checkpoint.before(tmp_path, 6) == checkpoint.find(tmp_path, "4")
+        assert kept(tmp_path) == [4, 6] and checkpoint.before(tmp_path, 6) == checkpoint.find(tmp_path, "4")
         assert checkpoint.before(tmp_path, 4) is None
+
+
+def test_those_that_were_saved_in_between_do_not_count(tmp_path: Path) -> None:
+    stay = []
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        for step in range(8):
+            save(writer, step, torch.zeros(2), extra=step % 3 > 0)
+            writer.wait()
+            stay.append(kept(tmp_path))
+    assert stay == [[0], [0, 1], [0, 2], [0, 3], [0, 3, 4], [0, 3, 5], [3, 6], [3, 6, 7]]
+
+
+@pytest.mark.parametrize("every", [1, 3, 10])
+def test_one_is_older_than_what_lasts_before_it_is_told(tmp_path: Path, every: int) -> None:
+    """Told at the earliest at the next step, and dating from `reach` steps before that."""
+    reach = 6
+    with CheckpointWriter(tmp_path, keep=1, reach=reach) as writer:
+        for step in range(0, 40, every):
+            save(writer, step, torch.zeros(2))
+            writer.wait()
+            assert len(kept(tmp_path)) <= 3
+            for told in range(max(step, reach) + 1, step + every + 1):
+                assert checkpoint.before(tmp_path, told - reach + 1), (step, told)
+
+
+def test_a_roll_back_removes_what_was_on_the_way_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed before that leaves it to the next one."""
+    with CheckpointWriter(tmp_path, keep=3) as writer:
+        for step in (1, 2, 3):
+            save(writer, step, torch.zeros(2))
+        writer.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "rotate", lambda *_: None)
+            save(writer, 4, torch.zeros(2), extra=True, back_to=1)
+            writer.wait()
+    assert kept(tmp_path) == [1, 2, 3, 4]
+    checkpoint.rotate(tmp_path, keep=3)
+    assert kept(tmp_path) == [1, 4]
 
 
 def test_without_patience_no_checkpoint_is_the_best(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ class TestCountsUnderRecomputation:
             self.counted_E = getattr(self, "counted_E", 0) + load_E
             return routing
 
-        def by_counts(self, loads, norm):
+        def by_counts(self, loads, norm, biases=True):
             for router in self.routers:
                 router.balance(router.counted_E)
 

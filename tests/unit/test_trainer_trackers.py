@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gristmill.base.errors import UsageError
+from gristmill.base.errors import DataError, UsageError
 from gristmill.trainer import loop
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.trackers.flatten import Told, flatten
@@ -57,6 +57,16 @@ def test_numbers_that_are_none_are_left_out_of_trackers_and_null_in_the_log(tmp_
     log.close()
     (event,) = read_events(tmp_path / "events.jsonl")
     assert event == {"type": "step", "step": 1, "loss": None, "norms": {"experts": None}, "row": [1.0, None]}
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xc3", b"[]", b"{}", b'{"type": "step", "step": null}'])
+def test_a_line_that_is_no_event_is_named(tmp_path, line):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"type": "step", "step": 1}\n' + line + b"\n")
+    with pytest.raises(DataError, match=rf"{path}: line 2 is no event; delete that line"):
+        open_trackers(TrackersConfig(), tmp_path, RECORD, 1)
+    path.write_bytes(b'{"type": "step", "step": 1}\n' + line)
+    assert [event["step"] for event in read_events(path)] == [1]
 
 
 class Fake:
@@ -118,6 +128,16 @@ def test_a_run_that_goes_on_keeps_its_id(tmp_path, fake):
     other.mkdir()
     open_trackers(config, other, RECORD, -1).close()
     assert fake.made[-1].about.id != first.id
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"id": 5}'])
+def test_a_damaged_id_leaves_trackers_out_and_training_goes_on(tmp_path, fake, caplog, content):
+    (tmp_path / "trackers.json").write_text(content)
+    trackers = open_trackers(TrackersConfig(use=("wandb",)), tmp_path, RECORD, -1)
+    trackers.write("step", 1, **STEP)
+    trackers.close()
+    assert [event["step"] for event in read_events(tmp_path / "events.jsonl")] == [1] and not fake.made
+    assert len(caplog.messages) == 1 and "trackers.json" in caplog.text and "delete it" in caplog.text
 
 
 def test_a_package_that_is_not_installed_is_named_before_anything_is_read_or_written(tmp_path, monkeypatch):

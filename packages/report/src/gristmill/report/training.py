@@ -19,7 +19,8 @@ from gristmill.report.training_health import finite, picked, tokens
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of an events.jsonl; a last line that is still being written is left out."""
+    """The whole lines of an events.jsonl; a last line that is still being written is left out, and so is what is no
+    event of a step."""
     events: list[dict[str, Any]] = []
     with path.open(encoding="utf-8") as file:
         for line in file:
@@ -29,7 +30,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
                 event = json.loads(line)
             except json.JSONDecodeError:
                 continue  # a run killed in mid-line and resumed leaves one broken line behind
-            if isinstance(event, dict):
+            if isinstance(event, dict) and finite(event.get("step")):
                 events.append(event)
     return _latest(events)
 
@@ -75,8 +76,8 @@ def _latest(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     several alarms."""
     by_step: dict[tuple[Any, ...], dict[str, Any]] = {}
     for event in events:
-        by_step[(event.get("type"), event.get("step"), str(event.get("alarm")))] = event
-    return sorted(by_step.values(), key=lambda event: event.get("step") or 0)
+        by_step[(str(event.get("type")), event["step"], str(event.get("alarm")))] = event
+    return sorted(by_step.values(), key=lambda event: event["step"])
 
 
 def _loss_curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

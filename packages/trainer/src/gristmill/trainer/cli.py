@@ -127,16 +127,16 @@ def eval_(
         device: auto is cuda where available, else cpu.
         threads: CPU threads.
     """
-    if not (data or tasks):
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not (data or names):
         raise UsageError("eval: give --data SHARDS, --tasks NAMES, or both")
     if data:
         from gristmill.trainer.evaluation.evaluate import evaluate
 
         print(json.dumps(evaluate(run, data, split, tokens, tokenizer, device, threads, checkpoint), indent=2))
-    if tasks:
+    if names:
         from gristmill.trainer.evaluation import harness
 
-        names = [name.strip() for name in tasks.split(",") if name.strip()]
         print(
             harness.table(
                 harness.evaluate(run, names, task_path, checkpoint, limit, shots, chat, tokenizer, device, threads)

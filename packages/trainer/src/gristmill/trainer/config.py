@@ -5,12 +5,13 @@ One idea: everything that decides the weights is in here or in the plan's hash; 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gristmill.base.cli import Tokens
-from gristmill.base.config import to_mapping
+from gristmill.base.config import check_range, to_mapping
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.optim.config import OptimizerConfig
@@ -89,7 +90,8 @@ class TrainConfig:
     checkpoint_every: int = 200
     """Steps between checkpoints; the last step always writes one. 0: only the last."""
     keep_checkpoints: int = 2
-    """Older checkpoints are removed, but for the best one by validation where --patience.validations is set."""
+    """Older checkpoints are removed, but for the best one by validation where --patience.validations is set, and what
+    --alarms.router-collapse roll_back may go back to."""
     validate_every: int = 200
     """Steps between validations; the last step always has one. 0: only the last."""
     validate_tokens: int = 50_000
@@ -123,6 +125,8 @@ class TrainConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low} (got {getattr(self, name)})")
+        check_range("seed", self.seed, -(2**63), 2**64 - 1)  # torch's own
+        check_range("price_per_hour", self.price_per_hour)
         for name in ("sequence", "sequences", "micro"):
             if getattr(self.batch, name) < 1:
                 raise UsageError(f"batch.{name} must be at least 1 (got {getattr(self.batch, name)})")
@@ -182,13 +186,15 @@ class TrainConfig:
 # go on with a run that one of them stopped.
 _PLACES = ("mixture", "data", "output", "tokenizer")
 _WATCHED = ("health", "samples", "trackers", "price_per_hour")
-_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "alarms", "check_shards", "disk_gb", "keep_checkpoints")
+_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "check_shards", "disk_gb", "keep_checkpoints")
+_MAY_CHANGE = (*_DECIDES_NOTHING, "alarms")
 
 
 def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
     """The dotted names whose values differ between a run's stored configuration and `new`, places left out. What the
     stored one does not name had its default."""
-    before, after = _flat(to_mapping(TrainConfig())) | _flat(old), _flat(to_mapping(new))
+    usual, given, after = (_flat(one, _MAY_CHANGE) for one in (to_mapping(TrainConfig()), old, to_mapping(new)))
+    before = usual | given
     return [
         f"{key} = {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted(before | after)
@@ -199,16 +205,16 @@ def differences(old: dict[str, Any], new: TrainConfig) -> list[str]:
 def unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Settings and sections that decide the weights, and differ between two stored configurations that both name them;
     the budget and the model, which runs record by themselves, left out."""
-    first, second = _flat(a), _flat(b)
+    first, second = (_flat(one, _DECIDES_NOTHING) for one in (a, b))
     differ = {key.partition(".")[0] for key in first | second if first.get(key) != second.get(key)}
     return sorted((differ & a.keys() & b.keys()) - {"tokens", "model"})
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: dict[str, Any], without: Container[str] = (), prefix: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
-        if not prefix and key in _DECIDES_NOTHING:
+        if key in without:
             continue
         name = f"{prefix}{key}"
-        result |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        result |= _flat(value, prefix=f"{name}.") if isinstance(value, dict) else {name: value}
     return result

@@ -18,6 +18,7 @@ import torch
 from gristmill.base.config import check_range, to_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_object, replace_folder, sha256_file, write_json, write_text, writing
+from gristmill.shards.importers import template_file
 from gristmill.trainer import hub
 from gristmill.trainer.card import card
 from gristmill.trainer.checkpoints import checkpoint, tensor_file
@@ -182,12 +183,15 @@ def _ids(values: dict[str, Any], vocab: int, where: Path) -> dict[str, int]:
 
 
 def _write_tokenizer(run: Path, out: Path, given: str, ids: dict[str, int], sequence: int) -> None:
-    """The file that was given, or the run's own files; a tokenizer_config.json, if they have none."""
+    """The file that was given and the run's chat template, or the run's own files; a tokenizer_config.json, if there
+    is none."""
     files = [] if given else hub.tokenizer_files(run)
     for file in files:
         shutil.copyfile(file, out / file.name)
     if given:
         shutil.copyfile(given, out / "tokenizer.json")
+        if template := template_file.find_template(run):
+            write_text(out / template_file.FILE, template_file.read(template))
     if (out / "tokenizer_config.json").exists() or not (out / "tokenizer.json").exists():
         return
     text = hub.load_tokenizer(Path(given) if given else run / "tokenizer.json")

@@ -14,9 +14,8 @@ from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
 from gristmill.shards.importers.conversation import Turn
 from gristmill.trainer import chat_form
-from gristmill.trainer.hub import load_tokenizer
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.run_folder import load_model
+from gristmill.trainer.run_folder import load_model, tokenizer_of
 
 log = logging.getLogger("gristmill.trainer")
 
@@ -41,16 +40,16 @@ def generate(
         which: the checkpoint: latest, best, or a step's number.
         chat: the prompt is a user's question in the run's chat template; answers the model's answer alone.
     """
+    check_range("--tokens", tokens)
     check_range("--top-k", top_k, 1)
     check_range("--temperature", temperature)
     check_range("--seed", seed, -(2**63), 2**64 - 1)
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python holds bytes that are no text
+        raise UsageError("--prompt: not UTF-8; write it in that encoding")
     if expert_cache_gb is not None:
         check_range("--expert-cache-gb", expert_cache_gb)
     trained = load_model(run, device, None if expert_cache_gb is None else int(expert_cache_gb * 1e9), which)
-    file = Path(tokenizer) if tokenizer else trained.tokenizer
-    if file is None or not file.is_file():
-        raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
-    text = load_tokenizer(file)
+    text = tokenizer_of(run, trained, tokenizer)
     if chat:
         asked = chat_form.load(run, trained).prompt([Turn("user", prompt, learnt=False)])
     else:

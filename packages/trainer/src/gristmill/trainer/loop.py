@@ -25,6 +25,7 @@ from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import open_training, to_example
 from gristmill.trainer.evaluation import evaluate
 from gristmill.trainer.feed import batches
+from gristmill.trainer.lock import alone
 from gristmill.trainer.optim.schedule import factor, learning_rate
 from gristmill.trainer.run_folder import read_run
 from gristmill.trainer.signals import stop_after_step
@@ -49,7 +50,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         UsageError: config.output holds a run with another configuration, or the configuration is not possible.
         DataError: the shards or the checkpoint are damaged, or are not those the run began with.
         WriteError: a checkpoint or the log could not be written.
-        GristmillError: an alarm whose policy is to stop.
+        GristmillError: an alarm whose policy is to stop; or another process trains there.
     """
     config.require_paths()
     find_adapters(config.trackers)
@@ -58,7 +59,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if existing and existing["status"] == "done":
         log.info("%s: already done (%s tokens); nothing to do", config.folder, f"{existing['tokens']:,}")
         return existing
-    with stop_after_step() as stopped:
+    with alone(config.folder), stop_after_step() as stopped:
         run = start.begin(config, data, existing)
         try:
             reason = _run_steps(run, stopped)
@@ -83,15 +84,17 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
     peak = hardware.of_device(run.device, run.model.precision.dtype)
     run.record["hardware"] = peak and peak._asdict()
     meter = Meter(run.device, peak, run.record["flops_per_token"], config.price_per_hour)
+    begins = checkpoint.latest(run.folder) is None
+    told = -1 if begins else first.step  # what was told of later steps is told again
     with (
-        contextlib.closing(open_trackers(config.trackers, run.folder, run.record, first.step or -1)) as events,
-        CheckpointWriter(run.folder, config.keep_checkpoints) as writer,
+        contextlib.closing(open_trackers(config.trackers, run.folder, run.record, told)) as events,
+        CheckpointWriter(run.folder, config.keep_checkpoints, config.alarms.reach) as writer,
         contextlib.closing(batches(config, run.data, first)) as source,
         Progress("train", total=config.steps - first.step, unit="steps") as progress,
     ):
         writer.prepare(_tensors(run))
         save = partial(_save, run, events, writer)
-        if config.alarms.rolls_back and checkpoint.latest(run.folder) is None:
+        if config.alarms.rolls_back and begins:
             save()  # something to go back to
         before = time.perf_counter()
         while run.patience.reason is None and (upcoming := next(source, None)):
@@ -104,14 +107,15 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
             )
             costs = meter.read(batch.tokens_BS.size - len(batch.tokens_BS), seconds, run.seconds)
             _log_step(run, events, result, costs)
-            rolled_back = _judge(run, events, writer, result)
+            back_to = _judge(run, events, writer, result)
             is_last = step == config.steps
             is_best = bool(run.held_out) and _due(step, config.validate_every, is_last) and _validate(run, events)
+            is_last = is_last or run.patience.reason is not None
             if run.data.tokenizer and config.samples.tokens and _due(step, config.samples.every, is_last):
                 events.write("samples", step, samples=_samples(run))
-            is_last = is_last or run.patience.reason is not None
-            if scheduled := _due(step, config.checkpoint_every, is_last or rolled_back or is_best):
-                save()
+            regular = _due(step, config.checkpoint_every, is_last)
+            if scheduled := regular or is_best or back_to is not None:
+                save(extra=not regular, back_to=back_to)
             progress.update(step - first.step, tokens=run.position.tokens - first.tokens)
             if stopped and not is_last:
                 if not scheduled:
@@ -156,8 +160,8 @@ def _log_step(run: Run, events: Trackers, result: StepResult, costs: dict[str, f
     )
 
 
-def _judge(run: Run, events: Trackers, writer: CheckpointWriter, result: StepResult) -> bool:
-    """Look for what is wrong with a step, and do about it what is configured; answers whether the run rolled back."""
+def _judge(run: Run, events: Trackers, writer: CheckpointWriter, result: StepResult) -> int | None:
+    """Look for what is wrong with a step, and do about it what is configured; answers the step rolled back to."""
     step = run.position.step
     loads = result.router.load if result.router else ()
     alerts = run.alarms.judge(step, result.nll, result.grad_norm, loads)
@@ -165,17 +169,20 @@ def _judge(run: Run, events: Trackers, writer: CheckpointWriter, result: StepRes
         log.warning("step %s: %s: %s (%s)", f"{step:,}", alert.alarm, alert.told, alert.policy)
         events.write("alarm", step, **alert._asdict())
     if not alerts or alerts[0].policy in ("warn", "skip"):
-        return False
+        return None
     writer.wait()  # the newest checkpoint may still be on its way
-    target = checkpoint.before(run.folder, alerts[0].since)
+    since = min(alert.since for alert in alerts if alert.policy == alerts[0].policy)
+    target = checkpoint.before(run.folder, since)
     if alerts[0].policy == "stop" or target is None:
         raise GristmillError(_stopped(run, alerts[0], target))
     position, acted = run.position, run.alarms.acted
     start.restore(run, target)
     run.position, run.alarms.acted = position, acted  # data goes on; acts count, else a run could roll back for ever
-    events.write("roll_back", step, to=checkpoint.step_of(target))
-    log.warning("weights are those after step %s again; the data goes on", f"{checkpoint.step_of(target):,}")
-    return True
+    run.alarms.collapsed = []  # steps in a row are counted from here
+    back_to = checkpoint.step_of(target)
+    events.write("roll_back", step, to=back_to)
+    log.warning("weights are those after step %s again; the data goes on", f"{back_to:,}")
+    return back_to
 
 
 def _stopped(run: Run, alert: Alert, target: Path | None) -> str:
@@ -205,14 +212,14 @@ def _samples(run: Run) -> list[dict[str, str]]:
     return write_samples(run.model, tokenizer, config.samples, eos, eos, config.seed, config.batch.sequence)
 
 
-def _save(run: Run, events: Trackers, writer: CheckpointWriter, scheduled: bool = True) -> None:
-    """The event first, then the checkpoint: a crash between the two leaves an event that the next resume cuts off."""
+def _save(run: Run, events: Trackers, writer: CheckpointWriter, **why: Any) -> None:
+    """The event first, then the checkpoint: a crash between the two leaves an event that the next resume cuts off.
+    `why`: as of Run.state()."""
     at = run.position
     run.position = at = dataclasses.replace(at, plan=run.data.plan.identity(at.next_sequence), seconds=run.seconds)
     events.write("checkpoint", at.step, path=f"checkpoints/step-{at.step:08d}")
     then = partial(record.write, run.folder, run.record, at, "running")
-    best = run.patience.best_step if run.patience.best is not None else None
-    writer.save(run.state(scheduled), _tensors(run), events.sync, then, best)
+    writer.save(run.state(**why), _tensors(run), events.sync, then)
 
 
 def _tensors(run: Run) -> Tensors:

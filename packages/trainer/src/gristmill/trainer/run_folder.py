@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
-from gristmill.base.files import read_json
+from gristmill.base.files import read_object, sha256_file
+from gristmill.trainer import hub
 from gristmill.trainer.checkpoints import checkpoint, tensor_file
 from gristmill.trainer.checkpoints.checkpoint import Position
 from gristmill.trainer.model import expert_store, precision
@@ -23,7 +24,12 @@ from gristmill.trainer.model.expert_store import ExpertStore
 from gristmill.trainer.model.moe.adapt import Coefficients
 from gristmill.trainer.model.transformer import Transformer
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 FORMAT = "gristmill.train/2"
+LOST = "bring it back from a copy, or train anew with another --output"
+"""What to do about a run.json that is damaged or gone: it is not made again."""
 
 
 class TrainedModel(NamedTuple):
@@ -40,10 +46,11 @@ class TrainedModel(NamedTuple):
 def read_run(folder: Path) -> dict[str, Any]:
     if not (folder / "run.json").exists():
         raise UsageError(f"{folder}: no training run here (no run.json)")
-    run = read_json(folder / "run.json")
+    path = folder / "run.json"
+    run = read_object(path, LOST)
     if run.get("format") != FORMAT:
-        raise DataError(f"{folder / 'run.json'}: format {run.get('format')!r}, wanted {FORMAT!r}")
-    return run
+        raise DataError(f"{path}: format {run.get('format')!r}, wanted {FORMAT!r}")
+    return read_object(path, LOST, status=str, config=dict, model=dict)
 
 
 def model_config(folder: Path, run: Mapping[str, Any]) -> ModelConfig:
@@ -102,6 +109,27 @@ def load_model(
         tokenizer if tokenizer.exists() else None,
         store,
     )
+
+
+def tokenizer_of(folder: Path, trained: TrainedModel, given: str = "") -> Tokenizer:
+    """Of the tokenizer.json that is given, else of the run's own.
+
+    Raises:
+        UsageError: there is none, or the model was trained with another.
+        DataError: it is no tokenizer's file.
+    """
+    if given and not Path(given).is_file():
+        raise UsageError(f"--tokenizer {given}: no such file")
+    file = Path(given) if given else trained.tokenizer
+    if file is None:
+        raise UsageError(f"{folder}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
+    tokenizer, about = hub.load_tokenizer(file), trained.run["tokenizer"]
+    if about.get("sha256") and sha256_file(file) != about["sha256"]:
+        raise UsageError(
+            f"{file}: not the model's tokenizer, which is {about.get('name')} (sha256 {about['sha256'][:12]}); "
+            "give that one with --tokenizer"
+        )
+    return tokenizer
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run after the step that is under way; a second one acts at once."""
+"""SIGTERM and Ctrl-C end a run after the step that is under way; a second one does not wait for that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ log = logging.getLogger("gristmill.trainer")
 
 @contextlib.contextmanager
 def stop_after_step() -> Iterator[list[int]]:
-    """A list that receives the first SIGTERM or SIGINT; a second one acts at once. Only in the main thread."""
+    """A list that receives the first SIGTERM or SIGINT; a second one does what it always does, and a checkpoint that is
+    on its way is still written. Only in the main thread."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -28,7 +29,7 @@ def stop_after_step() -> Iterator[list[int]]:
     def receive(number: int, _frame: Any) -> None:
         received.append(number)
         restore()
-        log.info("signal %d: stopping after this step; again to stop at once", number)
+        log.info("signal %d: stopping after this step; again to stop without it", number)
 
     for number in previous:
         signal.signal(number, receive)

@@ -5,6 +5,7 @@ One idea: a run's whole state is its newest checkpoint; without one, it is what 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -17,7 +18,7 @@ import torch
 
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
-from gristmill.base.files import read_json
+from gristmill.base.files import read_object
 from gristmill.trainer import record
 from gristmill.trainer.allocator import keep_freed_memory
 from gristmill.trainer.checkpoints import checkpoint, initial
@@ -31,7 +32,7 @@ from gristmill.trainer.model.counts import count
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.optimizer import Optimizer
-from gristmill.trainer.run_folder import FORMAT, pick_device
+from gristmill.trainer.run_folder import FORMAT, LOST, pick_device, read_run
 from gristmill.trainer.watch.alarms import Alarms
 from gristmill.trainer.watch.patience import Patience
 
@@ -67,21 +68,23 @@ class Run:
     def device(self) -> torch.device:
         return self.model.embedding_VD.device
 
-    def state(self, scheduled: bool) -> State:
-        """What a checkpoint holds beside tensors."""
+    def state(self, scheduled: bool = True, extra: bool = False, back_to: int | None = None) -> State:
+        """What a checkpoint holds beside tensors; for what is given, see State."""
         alarms, patience = self.alarms.state(), self.patience.state()
-        return State(self.position, scheduled, alarms, patience, checkpoint.random_state())
+        return State(self.position, scheduled, extra, back_to, alarms, patience, checkpoint.random_state())
 
 
 def agree(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
     """The run.json that is there already; refused if it is another run's."""
     path = config.folder / "run.json"
     if not path.exists():
+        if checkpoint.latest(config.folder):  # of a configuration that nothing tells
+            raise DataError(f"{path}: no such file, and checkpoints stand beside it; {LOST}")
         return None
-    existing = read_json(path)
+    existing = read_object(path, LOST)
     if existing.get("format") != FORMAT:
         raise UsageError(f"{path}: not a training run (format {existing.get('format')!r}); give another --output")
-    if changed := differences(existing["config"], config):
+    if changed := differences(read_run(config.folder)["config"], config):
         raise UsageError(
             f"{config.folder}: holds a run with {'; '.join(changed)}. Give another --output, or the same values"
         )
@@ -96,7 +99,20 @@ def agree(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
 
 
 def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None) -> Run:
-    """Build model and optimiser, bring both to where the run stands, and write run.json."""
+    """Build model and optimiser, bring both to where the run stands, and write run.json.
+
+    Raises:
+        UsageError: patience without documents to judge by.
+    """
+    sources = [source.name for source in data.plan.sources]
+    documents: list[Document] = []
+    if config.validate_tokens:
+        documents = held_out(data.dataset, "valid", config.validate_tokens, data.tokenizer, sources)
+    if config.patience.validations and not documents:
+        raise UsageError(
+            f"patience.validations: {config.data} has no document in its valid splits; leave it out, or publish "
+            "shards with a valid_fraction"
+        )
     newest = checkpoint.latest(config.folder)
     weights = initial.find(config.init_from) if config.init_from and newest is None else None
     shape = _shape(config, data, existing, weights)
@@ -108,7 +124,8 @@ def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | No
     config.folder.mkdir(parents=True, exist_ok=True)
     checkpoint.tidy(config.folder)
     if data.tokenizer is not None:
-        shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
+        with contextlib.suppress(shutil.SameFileError):  # given as the run's own
+            shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
     rounding = precision.StochasticRounding(config.seed, device) if config.stochastic_rounding else None
     numbers = precision.build(config.precision, config.expert_precision, rounding)
     model = Transformer(shape, numbers, config.recompute)
@@ -125,14 +142,13 @@ def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | No
     run = Run(
         config, data, facts, model, optimizer.build(model, config.optimizer),
         Position(next_sequence=config.first_sequence), Alarms(config.alarms, shape.top_k), Patience(config.patience),
-        rounding,
+        rounding, documents,
     )  # fmt: skip
     if newest:
         restore(run, newest)
-    run.began = time.perf_counter() - run.position.seconds
-    if config.validate_tokens:
-        sources = [source.name for source in data.plan.sources]
-        run.held_out = held_out(data.dataset, "valid", config.validate_tokens, data.tokenizer, sources)
+        checkpoint.rotate(config.folder, config.keep_checkpoints, config.alarms.reach)  # where a kill came before that
+    spent = (existing or {}).get("seconds", 0.0)  # with those of steps that were lost
+    run.began = time.perf_counter() - max(run.position.seconds, spent)
     write_record(run, "running")
     _announce(run, shape, newest)
     return run

@@ -75,7 +75,7 @@ def train_step(
         before = copies(optimizer.groups) if observe else None
         optimizer.step()
         updates = relative_updates(optimizer.groups, before) if before else None
-        model.adapt(batch.loads, norm)
+        model.adapt(batch.loads, norm, biases=not optimizer.is_frozen("router"))
     optimizer.zero_grad()
     return StepResult(nll, norm, by_group, updates, router_health(rest[len(norms) :]), moved)
 

@@ -88,20 +88,25 @@ class ChatTemplate:
         return runs.rendered(control)
 
     def prompt(self, turns: list[Turn]) -> list[int]:
-        """The tokens after which the model answers, less an EOS at their beginning.
+        """The tokens after which the model answers, less an EOS at their beginning: those before a last answer in
+        training. A template's generation prompt may have fewer (Qwen3's lacks the empty thoughts), or be missing.
 
         Raises:
             UsageError: the template refuses the conversation.
         """
-        pieces = self._pieces(turns, answer=True)
+        pieces = self._pieces([*turns, _PROBE[1]])
         if isinstance(pieces, Bad):
             raise UsageError(f"{self.path}: {pieces.reason} ({pieces.detail})")
-        contents = [plain(self._tokenizer, content) for content in pieces.contents]
-        words = [self._encode_words(part) for part in pieces.words]
-        ids = [token for pair in zip(words, contents) for part in pair for token in part] + words[-1]
+        contents = [[], *map(self.content, pieces.contents)]
+        words = [self._encode_words(part) for part in pieces.words[:-1]]
+        ids = [token for pair in zip(contents, words) for part in pair for token in part]
         return ids[1:] if ids[:1] == [self.eos_id] else ids
 
-    def text(self, messages: list[dict[str, str]], answer: bool = True) -> str:
+    def content(self, text: str) -> list[int]:
+        """What somebody wrote: the name of a control token stays text."""
+        return plain(self._tokenizer, text)
+
+    def text(self, messages: list[dict[str, str]], answer: bool = False) -> str:
         """As the template writes it, with control tokens spelled; `answer`: up to where the model answers."""
         return self._template.render(messages=messages, add_generation_prompt=answer, **self._special)
 
@@ -112,12 +117,12 @@ class ChatTemplate:
         """How many of the ids after an answer belong to it: those up to the first token that is no text."""
         return next((place for place, token in enumerate(ids, 1) if token in self._added), 0)
 
-    def _pieces(self, turns: list[Turn], answer: bool = False) -> _Pieces | Bad:
+    def _pieces(self, turns: list[Turn]) -> _Pieces | Bad:
         """The template's words and the contents as it writes them, as they are or without blanks around them."""
         marks = [_MARK.format(index) for index in range(len(turns))]
         try:
-            marked = self._write(turns, marks, answer)
-            whole = self._write(turns, [turn.content for turn in turns], answer)
+            marked = self._write(turns, marks)
+            whole = self._write(turns, [turn.content for turn in turns])
         except Exception as error:  # noqa: BLE001 - it is somebody's program: of any class
             return Bad("the chat template refuses it", str(error)[:500])
         words = []
@@ -132,11 +137,11 @@ class ChatTemplate:
         for stripped in ((), ROLES, ("assistant",), _OTHERS):  # templates like to trim
             contents = [turn.content.strip() if turn.role in stripped else turn.content for turn in turns]
             if "".join(itertools.chain(*zip(words, contents), words[-1:])) == whole:
-                return _Pieces([*words[:-1], words[-1] if answer else words[-1].rstrip()], contents)
+                return _Pieces([*words[:-1], words[-1].rstrip()], contents)
         return Bad("the chat template changes what messages say", "with other contents it writes other words")
 
-    def _write(self, turns: list[Turn], contents: list[str], answer: bool = False) -> str:
-        return self.text([{"role": turn.role, "content": content} for turn, content in zip(turns, contents)], answer)
+    def _write(self, turns: list[Turn], contents: list[str]) -> str:
+        return self.text([{"role": turn.role, "content": content} for turn, content in zip(turns, contents)])
 
     def _probe(self, path: Path) -> set[int]:
         """The tokens that end an answer, by a conversation of two."""

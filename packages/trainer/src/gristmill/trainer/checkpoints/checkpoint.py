@@ -49,6 +49,10 @@ class State:
     position: Position
     scheduled: bool = True
     """False: because of a signal. Roll-backs pass it by, so that a run takes the same way, disturbed or not."""
+    extra: bool = False
+    """Beside those of --checkpoint-every, as the best or after a roll-back: does not count in --keep-checkpoints."""
+    back_to: int | None = None
+    """The step that the run rolled back to here; checkpoints between the two are of a way that it left."""
     alarms: Mapping[str, Any] = field(default_factory=dict)
     patience: Mapping[str, Any] = field(default_factory=dict)
     random_state: str = ""
@@ -74,12 +78,22 @@ def write(folder: Path, state: State, tensors: Mapping[str, Mapping[str, Unwritt
     return final
 
 
-def rotate(folder: Path, keep: int, best: int | None = None) -> None:
-    """Remove all but the newest `keep` (and one newer than those that a signal asked for), and that of step `best`."""
-    found = checkpoints(folder)
-    kept = {*[path for path in found if _is_scheduled(path)][-keep:], *found[-1:]}
-    for old in found:
-        if old not in kept and step_of(old) != best:
+def rotate(folder: Path, keep: int, reach: int = 1) -> None:
+    """Remove all but the newest `keep`, one from before the last `reach` steps, and those that these call the best.
+
+    What stays follows from what is there alone, so a process that is killed in between loses nothing: the next one
+    does the rest.
+    """
+    states = {step_of(path): _state_of(path) for path in checkpoints(folder)}
+    for step, back_to in [(step, state.back_to) for step, state in states.items() if state.back_to is not None]:
+        states = {own: state for own, state in states.items() if not back_to < own < step}
+    steps = [step for step, state in states.items() if state.scheduled]
+    regular = [step for step in steps if not states[step].extra]
+    aged = sum(step <= steps[-1] + 1 - reach for step in steps)
+    kept = {*regular[-keep:], *steps[max(aged - 1, 0) : aged + 1], *steps[-1:], *list(states)[-1:]}
+    kept |= {_best(states[step]) for step in kept}
+    for old in checkpoints(folder):
+        if step_of(old) not in kept:
             gone = old.with_name(f".{old.name}.old-{os.getpid()}")
             old.replace(gone)  # a process that is killed now leaves no half of one
             shutil.rmtree(gone)
@@ -121,9 +135,7 @@ def find(folder: Path, which: str = "latest") -> Path:
         DataError: it has none at all.
     """
     last = newest(folder)
-    patience = read_state(last).patience
-    best = patience["best_step"] if patience.get("best") is not None else "best"
-    step = {"latest": step_of(last), "best": best}.get(which, which)
+    step = {"latest": step_of(last), "best": _best(read_state(last))}.get(which, which)
     for path in checkpoints(folder):
         if str(step_of(path)) == str(step):
             return path
@@ -136,7 +148,7 @@ def find(folder: Path, which: str = "latest") -> Path:
 
 def before(folder: Path, step: int) -> Path | None:
     """The newest checkpoint from before a step to which a run can roll back."""
-    found = [path for path in checkpoints(folder) if step_of(path) < step and _is_scheduled(path)]
+    found = [path for path in checkpoints(folder) if step_of(path) < step and _state_of(path).scheduled]
     return (found or [None])[-1]
 
 
@@ -197,11 +209,16 @@ def _building(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_scheduled(checkpoint: Path) -> bool:
+def _best(state: State) -> int | None:
+    """The step whose checkpoint was the best by validation, where patience noted one."""
+    return state.patience["best_step"] if state.patience.get("best") is not None else None
+
+
+def _state_of(checkpoint: Path) -> State:
     try:
-        return read_state(checkpoint).scheduled
+        return read_state(checkpoint)
     except DataError:  # a damaged one is told of when it is wanted
-        return True
+        return State(Position())
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

@@ -22,8 +22,9 @@ Tensors = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class CheckpointWriter:
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, reach: int = 1) -> None:
+        """keep, reach: as of checkpoint.rotate()."""
+        self.folder, self.keep, self.reach = folder, keep, reach
         self._thread = ThreadPoolExecutor(1, "gristmill-checkpoint")
         self._pending: Future[None] | None = None
         self._copies: dict[tuple[str, str], torch.Tensor] = {}  # kept from one checkpoint to the next
@@ -42,11 +43,9 @@ class CheckpointWriter:
 
         self._pending = self._thread.submit(touch)
 
-    def save(
-        self, state: State, tensors: Tensors, first: Callable[[], object], then: Callable[[], object], best: int | None
-    ) -> None:
+    def save(self, state: State, tensors: Tensors, first: Callable[[], object], then: Callable[[], object]) -> None:
         """Copy the tensors, and begin to write. In the other thread, `first` comes before the files, `then` when the
-        checkpoint stands. Older ones are removed, but for that of step `best`."""
+        checkpoint stands and older ones are removed."""
         self.wait()
         copies = {
             file: {
@@ -61,7 +60,7 @@ class CheckpointWriter:
         def write() -> None:
             first()
             checkpoint.write(self.folder, state, copies)
-            checkpoint.rotate(self.folder, self.keep, best)
+            checkpoint.rotate(self.folder, self.keep, self.reach)
             then()
 
         self._pending = self._thread.submit(write)

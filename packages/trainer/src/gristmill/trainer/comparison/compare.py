@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gristmill.base.errors import DataError, UsageError
-from gristmill.base.files import read_json
+from gristmill.base.files import read_object
 from gristmill.trainer import config
 from gristmill.trainer.comparison import paired
 
@@ -33,20 +33,21 @@ class Scores(NamedTuple):
 def compare(a: Path, b: Path, seed: int = 0, subsets: Mapping[str, Container[str]] | None = None) -> dict[str, Any]:
     """Run folder `a` against run folder `b`, on all documents, on each named subset of ids, and on each source's.
 
-    Answers {"a", "b", "budget_tokens", "sets": [...], "note"}; the sets are those of sets_of(). budget_tokens is None
-    where the two budgets differ.
+    Answers {"a", "b", "budget_tokens", "sets": [...], "note"}; the sets are those of sets_of(). Budgets are those of
+    the checkpoints that were evaluated; budget_tokens is None where the two differ.
 
     Raises:
         UsageError: a run that has not been evaluated.
-        DataError: evaluations of different documents, or without byte counts.
+        DataError: evaluations of different documents, or without byte counts; a damaged file.
     """
-    run_a, run_b = read_json(a / "run.json"), read_json(b / "run.json")
+    records = [read_object(run / "run.json", "bring it back from a copy", config=dict, model=dict) for run in (a, b)]
     scores_a, scores_b = read_scores([a, b])
+    run_a, run_b = (_as_evaluated(run, record) for run, record in zip((a, b), records))
     sets = sets_of([scores_a], [scores_b], seed, subsets)
     same_budget = run_a["tokens"] == run_b["tokens"]
     return {
-        "a": a.resolve().name,
-        "b": b.resolve().name,
+        "a": run_a["name"],
+        "b": run_b["name"],
         "budget_tokens": run_a["tokens"] if same_budget else None,
         "sets": sets,
         "note": _note(run_a, run_b, sets),
@@ -105,16 +106,33 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _read(run: Path) -> Scores:
+    import pyarrow as pa
     from pyarrow import parquet
 
     path = run / "evaluation.parquet"
     if not path.exists():
         raise UsageError(f"{run}: not evaluated yet; first: trainer eval {run} --data FOLDER")
-    documents = parquet.read_table(path).sort_by([("source", "ascending"), ("id", "ascending")]).to_pydict()
+    try:
+        table = parquet.read_table(path).sort_by([("source", "ascending"), ("id", "ascending")])
+        documents = table.select(["source", "id", "bytes", "nll"]).to_pydict()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        told = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read ({told:.200}); {_again(run)}") from None
     if None in documents["bytes"]:
         raise DataError(f"{path}: documents without byte counts; evaluate again with --tokenizer FILE")
     keys = list(zip(documents["source"], documents["id"]))
     return Scores(keys, np.array(documents["bytes"], np.float64), np.array(documents["nll"], np.float64))
+
+
+def _as_evaluated(run: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """run.json with the run's name, step and tokens of the checkpoint that was evaluated, and the `newest` step."""
+    told = read_object(run / "evaluation.json", _again(run), step=int, tokens_trained=int)
+    at = {"newest": record.get("step"), "step": told["step"], "tokens": told["tokens_trained"]}
+    return record | at | {"name": run.resolve().name}
+
+
+def _again(run: Path) -> str:
+    return f"evaluate again: trainer eval {run} --data FOLDER"
 
 
 def _set(name: str, size_D: np.ndarray, a_SD: np.ndarray, b_SD: np.ndarray, seed: int) -> dict[str, Any]:
@@ -142,6 +160,11 @@ def _note(a: dict[str, Any], b: dict[str, Any], sets: list[dict[str, Any]]) -> s
         parts.append(
             f"The budgets differ ({a['tokens']:,} and {b['tokens']:,} tokens), so the data is not all that differs."
         )
+    parts += [
+        f"{run['name']} was evaluated at step {run['step']:,}, and stands at {run['newest']:,}."
+        for run in (a, b)
+        if run["newest"] not in (None, run["step"])
+    ]
     unlike = [*(["model"] if a["model"] != b["model"] else []), *config.unlike(a["config"], b["config"])]
     if unlike:
         parts.append(f"The runs differ in {', '.join(unlike)} too.")

@@ -18,8 +18,7 @@ from gristmill.base.config import check_range, nearest
 from gristmill.base.errors import UsageError
 from gristmill.base.files import write_json
 from gristmill.trainer import chat_form
-from gristmill.trainer.hub import load_tokenizer
-from gristmill.trainer.run_folder import load_model
+from gristmill.trainer.run_folder import load_model, tokenizer_of
 
 FORMAT = "gristmill.evaluation-tasks/1"
 
@@ -68,12 +67,10 @@ def evaluate(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default
     torch.set_num_threads(threads)
     trained = load_model(run, device, which=which)
-    file = Path(tokenizer) if tokenizer else trained.tokenizer
-    if file is None or not file.is_file():
-        raise UsageError(f"{run}: no tokenizer.json was given when it was trained; give --tokenizer FILE")
+    text = tokenizer_of(run, trained, tokenizer)
     from gristmill.trainer.evaluation.harness_model import HarnessModel
 
-    model = HarnessModel(trained, load_tokenizer(file), chat_form.load(run, trained) if chat else None)
+    model = HarnessModel(trained, text, chat_form.load(run, trained) if chat else None)
     _load(manager, tasks)
     results: Any = simple_evaluate(
         model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False,
@@ -86,6 +83,8 @@ def evaluate(
         "tokens_trained": trained.position.tokens,
         "limit": limit,
         "chat": chat,
+        "window": trained.sequence,
+        "cut": model.cut,
         "tasks": {name: _task(results, name) for name in results["results"]},
     }
     write_json(run / "evaluation-tasks.json", summary)
@@ -110,7 +109,13 @@ def table(summary: dict[str, Any]) -> str:
             value = "" if row["value"] is None else f"{row['value']:.4f}"
             shots, examples = ("" if task[key] is None else f"{task[key]:,}" for key in ("shots", "examples"))
             lines.append(f"{name:<32.32} {shots:>5} {examples:>8}  {metric:<24.24} {value:>10} {error:>14}")
-    return "\n".join([*lines, "", f"step {summary['step']:,}, {summary['tokens_trained']:,} tokens trained"])
+    lines += ["", f"step {summary['step']:,}, {summary['tokens_trained']:,} tokens trained"]
+    if summary["cut"]:
+        lines.append(
+            f"{summary['cut']:,} requests are longer than the model's window of {summary['window']:,} tokens: of these "
+            "it has read the end alone"
+        )
+    return "\n".join(lines)
 
 
 def _task(results: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Our model as lm-evaluation-harness asks it: likelihoods of continuations and of texts, and answers up to a mark.
 
-Every text is read as in training: after the token that begins a document. B rows, S positions, D width, N tokens that
-are scored.
+Every text is read as in training: after the token that begins a document, and in a chat template's form with what
+people wrote as text. B rows, S positions, D width, N tokens that are scored.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gristmill.base.progress import Progress
+from gristmill.shards.importers.conversation import Turn
 from gristmill.trainer.evaluation.evaluate import ROWS
 from gristmill.trainer.generate import sample
 from gristmill.trainer.model.segments import from_starts
@@ -36,6 +37,8 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self._trained, self._text, self._form = trained, tokenizer, form
         self._device = trained.model.embedding_VD.device
+        self._asked: dict[str, list[int]] = {}  # questions that the template wrote, as its tokens
+        self.cut = 0  # requests that the window had no room for
 
     @property
     def eot_token_id(self) -> int:
@@ -54,13 +57,30 @@ class HarnessModel(TemplateLM):
         return "" if self._form is None else self._form.recipe["template_sha256"]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The library knows texts only: the tokens, which tell a control token from its name, are kept for them.
+        Without a generation prompt, the last message is how the answer begins."""
         assert self._form is not None, "--chat gives one"
-        return self._form.text(chat_history, add_generation_prompt)
+        turns = [Turn(message["role"], message["content"], learnt=False) for message in chat_history]
+        begun = [] if add_generation_prompt else self._form.content(turns.pop().content)
+        text = self._form.text(chat_history, add_generation_prompt)
+        asked = self._form.prompt(turns)
+        self._asked[text] = [*self._before(asked), *asked, *begun]
+        return text
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if self._form is None or context not in self._asked:
+            return super()._encode_pair(context, continuation)
+        return self._asked[context], self._form.content(continuation)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> list[int]:
+        if string in self._asked:
+            return self._asked[string]
         ids = self._text.encode(string, add_special_tokens=False).ids
-        begun = add_special_tokens is False or ids[:1] == [self._trained.bos]
-        return ids if begun else [self._trained.bos, *ids]
+        return ids if add_special_tokens is False else [*self._before(ids), *ids]
+
+    def _before(self, ids: list[int]) -> list[int]:
+        """What begins a document, unless they do."""
+        return [] if ids[:1] == [self._trained.bos] else [self._trained.bos]
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_kwargs: Any) -> list[tuple[float, bool]]:
@@ -76,9 +96,9 @@ class HarnessModel(TemplateLM):
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         window, model = self._trained.sequence, self._trained.model
-        rows = [
-            (before + scored)[-window - 1 :] for before, scored in pairs
-        ]  # the latest, where the window is too short
+        rows = [before + scored for before, scored in pairs]
+        self.cut += sum(len(row) > window + 1 for row in rows)
+        rows = [row[-window - 1 :] for row in rows]  # the latest, where the window is too short
         width = max(len(row) for row in rows) - 1
         inputs_BS = torch.zeros(len(rows), width, dtype=torch.long)
         starts_BS = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -123,9 +143,11 @@ class HarnessModel(TemplateLM):
     def _answer(self, context: str, wanted: dict[str, Any]) -> str:
         trained = self._trained
         told = [wanted[name] for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if wanted.get(name)]
-        most = min(told[0] if told else MOST_TOKENS, trained.sequence - 1)
+        most = told[0] if told else MOST_TOKENS
         temperature = wanted.get("temperature", 1.0) if wanted.get("do_sample") else 0.0
-        before = self.tok_encode(context)[-(trained.sequence - most) :]
+        whole = self.tok_encode(context)
+        before = whole[-trained.sequence :]
+        self.cut += before != whole
         ids = sample(trained.model, before, most, trained.sequence, trained.eos, temperature, LIKELIEST, seed=0)
         answer = self._text.decode(ids[len(before) :], skip_special_tokens=True)
         until = wanted.get("until") or []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gristmill.base.cli import MOST_TOKENS
-from gristmill.base.errors import DataError, UsageError
+from gristmill.base.errors import UsageError
 from gristmill.base.files import write_text
 from gristmill.shards.importers import template_file
 from gristmill.shards.plan import Plan
@@ -144,16 +144,19 @@ def _require_unread(origin: Origin, settings: FinetuneConfig, config: TrainConfi
     assert origin.position is not None
     if config.tokens == MOST_TOKENS:
         raise UsageError("--tokens is missing: how much of the mixture to read on")
+    first, read = config.first_sequence, origin.position.next_sequence
+    if first < read and not settings.reread:
+        raise UsageError(
+            f"--first-sequence {first}: {origin.place} has read the sequences before {read}; leave it out, or give "
+            "--reread"
+        )
     _dataset, _mixture, plan = resolve_data(config)
-    first = config.first_sequence
-    try:
-        plan.require_identity(origin.position.next_sequence, origin.position.plan)
-    except DataError:
+    if plan.identity(read) != origin.position.plan:
         raise UsageError(
             f"{origin.place}: with this budget the mixture has another order than the model has read, so nobody knows "
             "what is left of it: leave --data, --mixture, --data-seed, --packing and --batch.sequence as they were; "
             "phases with from_share and --match-repetition change with the budget, and cannot be gone on with"
-        ) from None
+        )
     left = _unread(plan, first) * config.batch.sequence // config.batch.tokens * config.batch.tokens
     if config.trained_tokens <= left:
         return

@@ -148,11 +148,11 @@ class Transformer(nn.Module):
         return Loss(nll, self.coefficients.weigh(reports, nll), reports)
 
     @torch.no_grad()
-    def adapt(self, loads: Sequence[torch.Tensor], norm: float) -> None:
+    def adapt(self, loads: Sequence[torch.Tensor], norm: float, biases: bool = True) -> None:
         """After an optimiser step: routers that balance by a bias move it by the whole batch's load [E] of their layer,
-        and coefficients that adapt do so by loads and gradient norm."""
+        unless `biases` are to stay, and coefficients that adapt do so by loads and gradient norm."""
         for one, load_E in zip(self.routers, loads, strict=True):
-            if hasattr(one, "balance"):
+            if biases and hasattr(one, "balance"):
                 one.balance(load_E)  # pyright: ignore[reportCallIssue]
         self.coefficients.adapt(loads, norm)
 

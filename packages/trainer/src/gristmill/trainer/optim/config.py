@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -74,12 +75,15 @@ class OptimizerConfig:
     """Norms, and all else that is no matrix."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "decay", "final", "beta1", "beta2", "momentum"):
+        for name in ("warmup", "decay", "final", "momentum"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"optimizer.{name} must be between 0 and 1 (got {getattr(self, name)})")
-        if not self.learning_rate > 0:
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UsageError(f"optimizer.{name} must be at least 0 and below 1 (got {getattr(self, name)})")
+        if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"optimizer.learning_rate must be positive (got {self.learning_rate})")
-        for name in ("weight_decay", "clip", "qk_clip"):
+        for name in ("eps", "weight_decay", "clip", "qk_clip"):
             check_range(f"optimizer.{name}", getattr(self, name))
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise UsageError(f"optimizer.warmup ({self.warmup}) and optimizer.decay ({self.decay}) exceed all steps")

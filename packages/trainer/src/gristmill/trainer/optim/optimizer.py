@@ -38,6 +38,10 @@ class Optimizer:
         together = {"all": [one for named in groups.values() for one in named]}
         self._cut_together = together if config.clip_by == "all" else groups
 
+    def is_frozen(self, group: str) -> bool:
+        """Whether its weights stay as they are."""
+        return self._config.of(group).learning_rate == 0
+
     def begin(self, factor: float) -> None:
         """Set every learning rate to its peak times `factor`."""
         for part in self.parts:
@@ -132,7 +136,7 @@ def build(model: Transformer, config: OptimizerConfig) -> Optimizer:
         part = KINDS[kind].build(own, config)
         part.state.update({parameter: slots[name] for named in sorts.values() for name, parameter in named})
         parts.append(part)
-    watched = qk_clip.watch(model) if config.qk_clip else []
+    watched = qk_clip.watch(model) if config.qk_clip and config.of("dense").learning_rate else []
     return Optimizer({name: own for name, own in groups.items() if own}, parts, slots, watched, config)
 
 

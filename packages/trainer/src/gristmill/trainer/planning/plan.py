@@ -31,7 +31,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     """The plan as JSON: mixture, sources, model, memory, time, cost, warnings.
 
     Raises:
-        UsageError: what trainer run would refuse too, or a GPU whose peak is not known.
+        UsageError: what trainer run would refuse too; a GPU whose peak is not known, or not in this number format.
     """
     for name in ("mixture", "data"):
         if not getattr(config, name):
@@ -91,6 +91,11 @@ def _on_gpu(config: PlanConfig, flops: float) -> tuple[dict[str, Any], dict[str,
     peak = hardware.of_gpu(config.gpu)
     if peak is None:
         raise UsageError(f"--gpu {config.gpu}: its peak is not known here{nearest(config.gpu, hardware.gpu_names())}")
+    if "fp32" in (config.precision, config.expert_precision):
+        raise UsageError(
+            f"--gpu {config.gpu}: its peak is known in bf16, and products in fp32 are many times slower; give "
+            "--precision bf16 (and --expert-precision bf16), or run trainer plan on that machine without --gpu"
+        )
     seconds = flops / (peak.flops * config.mfu)
     how = f"{peak.name}, {peak.flops / 1e12:,.0f} TFLOP/s ({peak.source}), of which {config.mfu:.0%} is assumed"
     time = {"seconds": seconds, "tokens_per_second": config.trained_tokens / seconds, "how": how}

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gristmill.base.errors import DataError
 from gristmill.base.files import atomic_path, writing
 
 
@@ -41,12 +42,21 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a log, in order; ends before a line that was cut short."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
+    """The events of a log, in order; ends before a line that was cut short.
+
+    Raises:
+        DataError: another line is no event.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
                 return
-            yield json.loads(line)
+            try:
+                event = json.loads(line.decode("utf-8"))
+                _ = event["type"], int(event["step"])
+            except (ValueError, TypeError, KeyError):
+                raise DataError(f"{path}: line {number} is no event; delete that line to go on") from None
+            yield event
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from gristmill.base.errors import UsageError
-from gristmill.base.files import read_json, write_json
+from gristmill.base.files import read_object, write_json
 from gristmill.trainer.trackers.flatten import Told, flatten
 from gristmill.trainer.trackers.jsonl import EventLog
 from gristmill.trainer.watch.config import TrackersConfig
@@ -81,18 +81,19 @@ def open_trackers(config: TrackersConfig, folder: Path, record: Mapping[str, Any
         record: the content of run.json.
     """
     classes = find_adapters(config)
-    about = About(
-        folder, config.project, config.name or folder.resolve().name, _run_id(folder) if classes else "",
-        config.online, facts(record), last_step + 1,
-    )  # fmt: skip
     adapters: dict[str, Adapter] = {}
     for name, adapter in classes.items():
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                adapters[name] = adapter(about)
-        except Exception as error:  # noqa: BLE001 - no account, no network, a full disk
+                adapters[name] = adapter(_about(config, folder, record, last_step))
+        except Exception as error:  # noqa: BLE001 - no account, no network, a full disk, a damaged trackers.json
             _left_out(name, error)
     return Trackers(EventLog(folder / "events.jsonl", last_step), adapters, list(record.get("moe_layers") or []))
+
+
+def _about(config: TrackersConfig, folder: Path, record: Mapping[str, Any], last_step: int) -> About:
+    name = config.name or folder.resolve().name
+    return About(folder, config.project, name, _run_id(folder), config.online, facts(record), last_step + 1)
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _run_id(folder: Path) -> str:
     path = folder / "trackers.json"
     if not path.exists():
         write_json(path, {"id": secrets.token_hex(4)})
-    return read_json(path)["id"]
+    return read_object(path, id=str)["id"]
 
 
 def _left_out(name: str, error: Exception) -> None:

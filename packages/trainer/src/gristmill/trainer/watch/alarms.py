@@ -67,6 +67,11 @@ class AlarmConfig:
     def rolls_back(self) -> bool:
         return "roll_back" in (self.not_finite, self.loss_spike, self.router_collapse)
 
+    @property
+    def reach(self) -> int:
+        """Steps, up to the one that tells of it, through which a run that rolls back may have gone wrong."""
+        return self.collapse_steps if self.router_collapse == "roll_back" else 1
+
 
 class Alert(NamedTuple):
     alarm: str  # the setting's name

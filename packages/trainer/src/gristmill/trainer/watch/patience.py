@@ -5,6 +5,7 @@ The state is the best loss, its step, and how many validations came since; a che
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,12 @@ class Patience:
         self.best_step, self.waited = 0, 0
 
     def judge(self, step: int, loss: float | None) -> bool:
-        """Note a validation; answers whether it is the best so far. Nothing is noted where patience is off."""
+        """Note a validation; answers whether it is the best so far. A loss that is not finite is none. Nothing is noted
+        where patience is off."""
         if not self.config.validations:
             return False
-        if loss is not None and (self.best is None or loss < self.best - self.config.better_by):
+        enough = math.inf if self.best is None else self.best - self.config.better_by
+        if loss is not None and math.isfinite(loss) and loss < enough:
             self.best, self.best_step, self.waited = loss, step, 0
             return True
         self.waited += 1
