@@ -26,7 +26,7 @@ class SamplesConfig:
 
     every: int = 500
     """Steps between samples; the last step always has some. 0: only the last."""
-    prompts: tuple[str, ...] = ("", "The ")
+    prompts: tuple[str, ...] = ("", "The")
     """Texts to go on from; an empty one begins a document."""
     tokens: int = 48
     """At most this many for each prompt. 0: no samples."""
