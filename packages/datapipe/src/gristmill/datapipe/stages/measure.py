@@ -49,6 +49,7 @@ class Language(Stage):
 
     name, folder, version = "language", "annotations/language", 2
     libraries = ()
+    setup_is_small = True
 
     def __init__(self, config: LanguageConfig) -> None:
         self.config = {"language": replace(config, model=""), **UNICODE}  # the model counts by content, not by path

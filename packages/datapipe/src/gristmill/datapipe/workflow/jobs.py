@@ -42,7 +42,7 @@ class StageJob:
 
     @property
     def stateful(self) -> bool:
-        return type(self.stage).setup is not Stage.setup
+        return type(self.stage).setup is not Stage.setup and not self.stage.setup_is_small
 
     def setup(self) -> None:
         self.stage.setup(self.needs)

@@ -72,6 +72,10 @@ class Stage(Node):
         """The columns that annotate() gives, where they are known before anything runs."""
         return None
 
+    setup_is_small: ClassVar[bool] = False
+    """What setup() loads takes little time and memory, so that any process that is there already may do it and keep it:
+    a process for this stage alone takes a second to start."""
+
     def setup(self, folders: Mapping[str, Path]) -> None:
         """Load models, once per worker."""
 
