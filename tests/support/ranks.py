@@ -87,7 +87,10 @@ def _main(folder: Path, rank: int, n: int) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=n, timeout=timedelta(seconds=SECONDS))
     result = function(rank, n, *job["args"])
     if isinstance(result, dict) and result and all(isinstance(value, torch.Tensor) for value in result.values()):
-        save_file({name: value.detach().clone().contiguous() for name, value in result.items()}, folder / f"{rank}.safetensors")
+        save_file(
+            {name: value.detach().clone().contiguous() for name, value in result.items()},
+            folder / f"{rank}.safetensors",
+        )
     else:
         (folder / f"{rank}.json").write_text(json.dumps(result))
     dist.barrier()  # nobody hangs up while another is still at work

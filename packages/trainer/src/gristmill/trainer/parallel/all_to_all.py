@@ -27,10 +27,11 @@ class Pending(Protocol):
 
 
 Move = Callable[[torch.Tensor, torch.Tensor, Splits, Splits, dist.ProcessGroup], Pending]
-"""A backend: move(out_QD, x_RD, receive, send, group) begins to fill `out_QD`, and answers what to wait for. Another one
-is given to AllToAll, and no other code knows of it: torch's symmetric memory (all_to_all_vdev) would copy rows into a
-buffer of its own and back. DeepEP takes tokens and choices instead of rows in expert order, so it would stand in the
-place of model.moe.spread's forward."""
+"""A backend: move(out_QD, x_RD, receive, send, group) begins to fill `out_QD`, and answers what to wait for.
+
+Another one is given to AllToAll, and no other code knows of it: torch's symmetric memory (all_to_all_vdev) would copy
+rows into a buffer of its own, and out of one. DeepEP takes tokens and choices instead of rows in expert order: it would
+stand in the place of model.moe.spread's forward."""
 
 
 def by_torch(
@@ -81,7 +82,7 @@ class Journey:
 
     def wait(self) -> torch.Tensor:
         """[Q, D], in the order of the ranks that they come from."""
-        # The rows' graph holds this journey: were it to hold them, the memory of both would wait for Python's collector.
+        # The rows' graph holds this journey: were it to hold them, too, both would wait for Python's collector.
         rows, self._rows = self._rows, None
         return _Arrive.apply(rows, self)  # pyright: ignore[reportReturnType]
 

@@ -1,4 +1,4 @@
-"""Experts over the ranks of a group: each rank holds an equal part of them, and tokens travel to their experts and back.
+"""Experts over the ranks of a group: each holds an equal part of them, and tokens travel to their experts and back.
 
 Of E experts, rank r of n holds those from r*E/n up to (r+1)*E/n. A rank's rows set out in expert order, and so in the
 order of ranks. What arrives is put in the order of the experts here, where rows of one expert keep the order of the
