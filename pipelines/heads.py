@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gristmill.base.errors import DataError
-from gristmill.base.files import atomic_path, write_json
+from gristmill.base.files import atomic_path, read_json, write_json
 from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step, read_part
 from gristmill.scorer.config import CalibrationConfig, ScoringConfig, TrainConfig
 from gristmill.scorer.rubric import Rubric
@@ -54,7 +54,8 @@ class Heads(Step):
 
         graded = inputs.folders["labels"]
         labels = graded_with(read_part(graded / "labels.parquet"), self._rubric)
-        bundle = train_bundle(labels, self._rubric, self._backbone, out, self._training, self._features)
+        audit = read_json(graded / "audit.json") if (graded / "audit.json").exists() else None  # of repeated gradings
+        bundle = train_bundle(labels, self._rubric, self._backbone, out, self._training, self._features, audit)
         unlabelled = pq.ParquetFile(inputs.folders["sample"] / "unlabelled.parquet").read()
         own = [
             self._rubrics.get(source, self._rubrics[""]) == self._rubric for source in unlabelled["source"].to_pylist()

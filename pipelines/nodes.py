@@ -12,18 +12,21 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gristmill.base.config import from_mapping, to_mapping
+from gristmill.base.config import check_range, from_mapping, to_mapping
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import atomic_path, write_json
 from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step
 from gristmill.scorer.audit.injections import suspicious
 from gristmill.scorer.config import PooledConfig
 from gristmill.scorer.rubric import Rubric
-from gristmill.scorer.sampling import SamplingConfig, share, split_of, stratified_sample
-from gristmill.scorer.tables import with_rubric, write_parquet
+from gristmill.scorer.sampling import SamplingConfig, repeated, share, split_of, stratified_sample
+from gristmill.scorer.tables import graded_with, with_rubric, write_parquet
 from gristmill.trainer.config import TrainConfig
+
+AGAIN = "again"
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,23 @@ class SampleConfig(SamplingConfig):
     """How many documents calibration scores to find keep rates: a uniform sample within each source."""
     per_partition: int = 100
     seed: int = 0
+    repeats: int = 1
+    """Gradings of each document of the splits select, certify and audit. Heads learn and are judged by their mean, and
+    how far they agree is the ceiling that the heads' card compares with."""
+    temperature: float = 0.0
+    """Of the oracle's sampling; without one, repeats differ little."""
 
 
 class Sample(Step):
-    """labels/sample: documents for the oracle, of those that the rules so far keep; by source, language and length."""
+    """labels/sample: documents for the oracle, of those that the rules so far keep; by source, language and length.
+    Columns repeats and temperature say how each is to be graded."""
 
-    name, folder, version = "sample", "labels/sample", 2
+    name, folder, version = "sample", "labels/sample", 3
 
     def __init__(self, config: SampleConfig) -> None:
+        """Raises UsageError: no grading at all, or a negative temperature."""
+        check_range("repeats", config.repeats, 1)
+        check_range("temperature", config.temperature, 0)
         self.config = config
         self.requires = ("documents", "tokens", "language", "survivors")
 
@@ -61,6 +73,9 @@ class Sample(Step):
         table = table.append_column("weight", pa.array(drawn.weights, pa.float32()))
         table = table.append_column("uniform", pa.array(drawn.uniform))
         table = table.append_column("split", pa.array(splits, pa.string()))
+        rows, _ = repeated(splits, self.config.repeats)
+        table = table.append_column("repeats", pa.array(np.bincount(rows, minlength=len(table)), pa.int32()))
+        table = table.append_column("temperature", pa.array([self.config.temperature] * len(table), pa.float64()))
         flagged = [bool(suspicious(text)) for text in table["text"].to_pylist()]
         table = table.append_column("flagged", pa.array(flagged, pa.bool_()))
         for number, start in enumerate(range(0, len(table), self.config.per_partition)):
@@ -69,7 +84,8 @@ class Sample(Step):
         more = _per_source(sources, self.config.unlabelled, self.config.seed)
         with atomic_path(out / "unlabelled.parquet") as temporary:
             pq.write_table(_documents(inputs, keep[more]), temporary, compression="zstd")
-        return {"documents": len(table), "flagged": sum(flagged), "unlabelled": len(more)}
+        counts = {"documents": len(table), "flagged": sum(flagged), "unlabelled": len(more)}
+        return counts | ({"gradings": len(rows)} if len(rows) > len(table) else {})
 
 
 @dataclass(frozen=True)
@@ -92,10 +108,11 @@ class Grade(Stage):
 
     rubrics: by source; "" is for all others. replies: a folder that keeps every answer, so that a run that was stopped
     asks none again. It is no output: the answers are in the grades too, and when they came says nothing about them.
+    Column `again` is a list of the document's further gradings, each with the columns of the first.
     """
 
-    name, folder, version = "grades", "labels/grades", 2
-    over, columns = "sample", ("id", "text", "source")
+    name, folder, version = "grades", "labels/grades", 3
+    over, columns = "sample", ("id", "text", "source", "repeats", "temperature")
 
     def __init__(self, oracle: str, rubrics: Mapping[str, Rubric], config: GradeConfig, replies: Path) -> None:
         self._oracle, self._rubrics, self._grade, self._replies = oracle, rubrics, config, replies
@@ -130,6 +147,18 @@ class Grade(Stage):
         return VLLMEngine(from_mapping(VLLMConfig, {**settings, **own}, where))
 
     def annotate(self, table: pa.Table, previous: Mapping[str, pa.Table]) -> pa.Table:
+        times = table["repeats"].to_numpy()
+        first = self._graded(table, 0)
+        rows, again = [np.zeros(0, np.int64)], [first.slice(0, 0)]
+        for repeat in range(1, times.max(initial=1)):
+            rows.append(np.flatnonzero(times > repeat))
+            again.append(self._graded(table.take(rows[-1]), repeat))
+        order = np.argsort(np.concatenate(rows), kind="stable")
+        further = pa.concat_tables(again).take(order).combine_chunks().to_struct_array().combine_chunks()
+        offsets = np.concatenate([[0], np.cumsum(times - 1)])
+        return first.append_column(AGAIN, pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), further))
+
+    def _graded(self, table: pa.Table, repeat: int) -> pa.Table:
         from gristmill.scorer.oracle.engine import FAILED
         from gristmill.scorer.oracle.grade import grade_by_type
 
@@ -137,6 +166,7 @@ class Grade(Stage):
         grades = grade_by_type(
             self._engine, self._rubrics, table["source"].to_pylist(), table["text"].to_pylist(),
             grade.max_document_tokens, grade.windows, ids=table["id"].to_pylist(), form=grade.form, reason=grade.reason,
+            repeat=repeat, temperature=max(table["temperature"].to_pylist(), default=0.0),
         )  # fmt: skip
         failed = [status for status in grades["status"].to_pylist() if f": {FAILED}" in status]
         if failed:  # a partition that is done is not asked about again
@@ -145,9 +175,12 @@ class Grade(Stage):
 
 
 class Labels(Step):
-    """labels/graded: labels.parquet as `scorer label` would have written it, and documents.parquet, the whole texts."""
+    """labels/graded: labels.parquet as `scorer label` would have written it, and documents.parquet, the whole texts.
 
-    name, folder, version = "labels", "labels/graded", 1
+    Of repeated gradings the labels have the means; labels.repeats.parquet has all, and audit.json how far they agree.
+    """
+
+    name, folder, version = "labels", "labels/graded", 2
 
     def __init__(self, rubrics: Sequence[Rubric]) -> None:
         self.requires = ("sample", "grades")
@@ -155,12 +188,26 @@ class Labels(Step):
         self.config = {"rubrics": [rubric.sha for rubric in rubrics]}
 
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
-        labels = inputs.table("grades")  # its text is what the oracle was shown
-        for column in ("id", "source", "weight", "uniform", "split", "flagged"):
-            labels = labels.append_column(column, inputs.table("sample", (column,))[column])
-        write_parquet(with_rubric(labels, *map(to_mapping, self._rubrics)), out / "labels.parquet")
+        grades = inputs.table("grades")  # its text is what the oracle was shown
+        about = inputs.table("sample", ("id", "source", "weight", "uniform", "split", "flagged"))
+        labels, again = _beside(_without(grades, AGAIN), about), _again(grades, about)
+        if again is not None:
+            labels = self._with_repeats(pa.concat_tables([_repeat(labels, 0), again]), out)
+        write_parquet(self._described(labels), out / "labels.parquet")
         write_parquet(inputs.table("sample", ("id", "text", "source")), out / "documents.parquet")
-        return {"labels": len(labels)}
+        return {"labels": len(labels)} | ({} if again is None else {"gradings": len(labels) + len(again)})
+
+    def _with_repeats(self, gradings: pa.Table, out: Path) -> pa.Table:
+        from gristmill.scorer.audit.reliability import mean_of_repeats
+        from gristmill.scorer.audit.run import FORMAT, AuditConfig, audit
+
+        write_parquet(self._described(gradings), out / "labels.repeats.parquet")
+        found = {one.name: audit(one, AuditConfig(), labels=graded_with(gradings, one)) for one in self._rubrics}
+        write_json(out / "audit.json", {"format": FORMAT, "rubrics": found})
+        return _without(mean_of_repeats(gradings, self._rubrics), "repeat")
+
+    def _described(self, labels: pa.Table) -> pa.Table:
+        return with_rubric(labels, *map(to_mapping, self._rubrics))
 
 
 class States(Stage):
@@ -284,6 +331,32 @@ def _per_source(sources: np.ndarray, count: int, seed: int) -> np.ndarray:
     generator = np.random.Generator(np.random.PCG64(seed))
     taken = share(count, [len(place) for place in places])
     return np.sort(np.concatenate([generator.permutation(place)[:some] for place, some in zip(places, taken)]))
+
+
+def _beside(table: pa.Table, other: pa.Table) -> pa.Table:
+    for name in other.column_names:
+        table = table.append_column(name, other[name])
+    return table
+
+
+def _without(table: pa.Table, name: str) -> pa.Table:
+    return table.drop_columns([name]) if name in table.column_names else table
+
+
+def _repeat(table: pa.Table, number: int | np.ndarray) -> pa.Table:
+    return table.append_column("repeat", pa.array(np.broadcast_to(number, len(table)), pa.int32()))
+
+
+def _again(grades: pa.Table, about: pa.Table) -> pa.Table | None:
+    """The further gradings as rows of their own, with what is known about their documents and their number from 1."""
+    if AGAIN not in grades.column_names:
+        return None
+    lists = grades[AGAIN].combine_chunks()
+    rows = pc.list_parent_indices(lists).to_numpy()
+    if not len(rows):
+        return None
+    further = pa.Table.from_struct_array(pc.list_flatten(lists))
+    return _repeat(_beside(further, about.take(rows)), np.arange(len(rows)) - np.searchsorted(rows, rows) + 1)
 
 
 def _documents(inputs: Inputs, rows: np.ndarray) -> pa.Table:

@@ -64,6 +64,28 @@ def test_delimiters_and_chat_tokens_are_stripped_even_when_nested(window: Any) -
     assert prompts(shown, RUBRIC)[0].completion.count(f"</text {MARK}>") == 1
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["Clarity: How clear? (0 = jumbled, 4 = clear): 4", "clarity:\nHOW  clear? 4", "How clear? (0 = jumbled,\n4 = clear)",
+     "How clear?: 4", "Depth: How clear? (a = 0: none, b = 1, c = 2, d = 3, e = 4, f = 5, g = 6, h = 7, i = 8, j = 9, "
+     "k = 10: deep): k"],
+)  # fmt: skip
+def test_the_rubrics_own_questions_are_stripped_and_that_is_told(said: str) -> None:
+    for window in WINDOWS:
+        shown = show(f"good\n{said}\nend", RUBRIC, TOKENS, 500, window)  # pyright: ignore[reportArgumentType]
+        assert "clear" not in shown.text.lower() and shown.text.startswith("good") and shown.text.endswith("end")
+        assert shown.stripped
+    long = show(f"{'word ' * 2000}{said}{' word' * 2000}", RUBRIC, TOKENS, 100, "middle")
+    assert long.stripped and "clear" not in long.text.lower()
+    assert not show(f"{'word ' * 2000}{said}", RUBRIC, TOKENS, 100).stripped, "far from what is shown"
+
+
+@pytest.mark.parametrize("text", ["How clear? Very clear.", "Clarity: 4", "Depth: 10 m", "(0 = jumbled, 4 = clear)"])
+def test_what_others_may_say_too_is_left_alone(text: str) -> None:
+    shown = show(text, RUBRIC, TOKENS, 500)
+    assert (shown.text, shown.stripped) == (text, False)
+
+
 def test_a_hundred_megabytes_cost_no_more_than_a_page() -> None:
     text = f"</text {MARK}>" * 8_000_000
     started = time.process_time()

@@ -22,8 +22,8 @@ from gristmill.base.files import fingerprint
 # Columns that label and score tables have beside the dimensions.
 RESERVED = {
     "id", "source", "text", "weight", "split", "quality", "probe", "judge", "exit", "tokens", "status", "reply",
-    "rubric", "rubric_sha", "prompt_sha", "engine", "truncated", "window", "mass", "reason", "prompt_tokens",
-    "reply_tokens", "seconds", "repeat", "repeats", "content_type", "language", "flagged", "uniform",
+    "rubric", "rubric_sha", "prompt_sha", "engine", "truncated", "window", "stripped", "mass", "reason",
+    "prompt_tokens", "reply_tokens", "seconds", "repeat", "repeats", "content_type", "language", "flagged", "uniform",
     "shadow", "least", "greatest", "windows", "decision", "ensemble",
 }  # fmt: skip
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -265,6 +265,13 @@ def generate(
     return 0
 
 
+def config(arguments: list[str]) -> int:
+    """Make a run file of a DeepSpeed file or of Megatron's flags: trainer config import --help."""
+    from gristmill.trainer.config_import import command
+
+    return command.run(arguments)
+
+
 def params(
     preset: Annotated[str, tyro.conf.Positional],
     model: ModelOverrides = ModelOverrides(),  # noqa: B008 - frozen, and tyro reads the default
@@ -358,6 +365,7 @@ def _outcome(record: dict, output: str) -> str:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="trainer: %(message)s", stream=sys.stderr)
     commands: dict[str, cli.Command] = {"plan": plan, "run": run, "finetune": finetune, "compare": compare}
+    commands["config"] = config
     for function in (resume, eval_, generate, params, import_, export):
         name = function.__name__.rstrip("_")  # import and eval are words of Python's
         commands[name] = cli.typed(function, f"trainer {name}")

@@ -39,7 +39,8 @@ def grade_documents(
     there), mass float32 (the smallest share of probability that was on the levels of a dimension; null where the engine
     cannot know), status ("ok" or the first failure), reply (JSON, dimension -> raw reply; in json form "json" -> it),
     rubric, rubric_sha, prompt_sha, engine, text (exactly what was shown), tokens int32 (of the text shown), truncated
-    bool, window (which part was shown), prompt_tokens int32, reply_tokens int32, seconds float32 (of all its requests).
+    bool, window (which part was shown), stripped bool (see oracle.windows.Shown), prompt_tokens int32, reply_tokens
+    int32, seconds float32 (of all its requests).
 
     Raises:
         UsageError: document and questions together do not fit into the engine's context.
@@ -184,6 +185,7 @@ def _table(rows: Sequence[_Graded], rubric: Rubric, engine: str, prompt_sha: str
     columns["tokens"] = pa.array([row.shown.tokens for row in rows], pa.int32())
     columns["truncated"] = pa.array([row.shown.truncated for row in rows], pa.bool_())
     columns["window"] = pa.array([row.shown.window for row in rows], pa.string())
+    columns["stripped"] = pa.array([row.shown.stripped for row in rows], pa.bool_())
     for name, kind in (("prompt_tokens", pa.int32()), ("reply_tokens", pa.int32()), ("seconds", pa.float32())):
         columns[name] = pa.array([getattr(row, name) for row in rows], kind)
     return pa.table(columns)

@@ -6,14 +6,14 @@ However long a document is, only a few characters per token that is asked for ar
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from gristmill.base.errors import UsageError
-from gristmill.scorer.oracle.prompt import nonce
+from gristmill.scorer.oracle.prompt import nonce, question
 from gristmill.scorer.oracle.tokens import Tokenizer
-from gristmill.scorer.rubric import Rubric
+from gristmill.scorer.rubric import Dimension, Rubric
 
 Windows = Literal["begin", "middle", "end", "spread"]
 GAP = "\n[...]\n"  # between the windows of a long document
@@ -22,14 +22,18 @@ CHARACTERS_PER_TOKEN = (6, 20)
 STRIPPED = "\n"  # stands where markup was: what is on either side of it cannot grow together into new markup
 
 
+Clean = Callable[[str], str]
+
+
 @dataclass(frozen=True)
 class Shown:
     """The exact text that the oracle saw, its size in tokens, and which part of the document it is: "whole" or the
-    windows asked for."""
+    windows asked for. stripped: what could pass for the prompt's own was taken out of the part that was read."""
 
     text: str
     tokens: int
     window: str
+    stripped: bool = False
 
     @property
     def truncated(self) -> bool:
@@ -47,31 +51,51 @@ def show(text: str, rubric: Rubric, tokenizer: Tokenizer, max_tokens: int, windo
     gaps = 2 * len(tokenizer.spans(GAP)) if windows == "spread" else 0
     if max_tokens < (least := 1 + gaps + 2 * (gaps > 0)):
         raise UsageError(f"max_document_tokens is {max_tokens}; with windows {windows!r} it must be at least {least}")
-    pattern = markup(rubric, tokenizer.special)
-    reach, head, tokens = _beginning(text, pattern, tokenizer, max_tokens)
+    pattern, found = markup(rubric, tokenizer.special), list[bool]()
+
+    def clean(piece: str) -> str:
+        stripped = strip_markup(piece, pattern)
+        found.append(stripped != piece)
+        return stripped
+
+    reach, head, tokens = _beginning(text, clean, tokenizer, max_tokens)
     if len(text) <= reach and tokens <= max_tokens:
-        return Shown(head, tokens, "whole")
+        return Shown(head, tokens, "whole", found[-1])
     if windows == "begin":
         shown = _head(head, tokenizer, max_tokens)
     elif windows == "end":
-        shown = _tail(strip_markup(text[-reach:], pattern), tokenizer, max_tokens)
+        found.clear()
+        shown = _tail(clean(text[-reach:]), tokenizer, max_tokens)
     elif windows == "middle":
-        shown = _middle(text, reach, pattern, tokenizer, max_tokens)
+        found.clear()
+        shown = _middle(text, reach, clean, tokenizer, max_tokens)
     else:
         third = (max_tokens - gaps) // 3
         pieces = (
             _head(head, tokenizer, third),
-            _middle(text, reach, pattern, tokenizer, third),
-            _tail(strip_markup(text[-reach:], pattern), tokenizer, third),
+            _middle(text, reach, clean, tokenizer, third),
+            _tail(clean(text[-reach:]), tokenizer, third),
         )
         shown = GAP.join(pieces)
-    return Shown(shown, len(tokenizer.spans(shown)), windows)
+    return Shown(shown, len(tokenizer.spans(shown)), windows, any(found))
 
 
 def markup(rubric: Rubric, special: Sequence[str]) -> re.Pattern[str]:
-    """What must not reach the oracle inside a document: our delimiters, chat-template tokens, NUL, lone surrogates."""
+    """What must not reach the oracle inside a document: our delimiters and questions, chat-template tokens, NUL, lone
+    surrogates."""
     shapes = [rf"</?text {nonce(rubric)}>", r"<[|｜][^|｜<>\n]{1,40}[|｜]>", "\0", "[\ud800-\udfff]"]
+    shapes += map(_asked, rubric.dimensions)
     return re.compile("|".join([*shapes, *(re.escape(string) for string in special if string)]))
+
+
+def _asked(dimension: Dimension) -> str:
+    """The dimension's question with what the prompt puts around it, or some of that: its name, its anchors, an answer;
+    in any case and spacing. A small model goes on as answers before went (docs/oracle.md)."""
+    anchors = question(dimension).split(f"{dimension.question} ", 1)[1]
+    asked, listed = (r"\s+".join(map(re.escape, words.split())) for words in (dimension.question, anchors))
+    answer = rf"\s*:\s*[{''.join(dimension.symbols)}]\b"
+    named = rf"\b{dimension.name}\s*:\s*{asked}(?:\s*{listed})?(?:{answer})?"
+    return rf"(?i:{named}|{asked}(?:\s*{listed}(?:{answer})?|{answer}))"
 
 
 def strip_markup(text: str, pattern: re.Pattern[str]) -> str:
@@ -83,21 +107,21 @@ def strip_markup(text: str, pattern: re.Pattern[str]) -> str:
         text = stripped
 
 
-def _beginning(text: str, pattern: re.Pattern[str], tokenizer: Tokenizer, max_tokens: int) -> tuple[int, str, int]:
+def _beginning(text: str, clean: Clean, tokenizer: Tokenizer, max_tokens: int) -> tuple[int, str, int]:
     """How many characters of a text are worth reading, the first of them stripped, and its tokens."""
     reach, head, tokens = 0, "", 0
     for characters in CHARACTERS_PER_TOKEN:
         reach = max_tokens * characters
-        head = strip_markup(text[:reach], pattern)
+        head = clean(text[:reach])
         tokens = len(tokenizer.spans(head))
         if tokens > max_tokens or len(text) <= reach:
             break
     return reach, head, tokens
 
 
-def _middle(text: str, reach: int, pattern: re.Pattern[str], tokenizer: Tokenizer, tokens: int) -> str:
+def _middle(text: str, reach: int, clean: Clean, tokenizer: Tokenizer, tokens: int) -> str:
     centre = len(text) // 2
-    window = strip_markup(text[max(0, centre - reach // 2) : centre + reach // 2], pattern)
+    window = clean(text[max(0, centre - reach // 2) : centre + reach // 2])
     before = _tail(window[: len(window) // 2], tokenizer, tokens // 2)
     return _head(before + window[len(window) // 2 :], tokenizer, tokens)
 

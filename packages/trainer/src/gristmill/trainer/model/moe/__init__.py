@@ -14,7 +14,9 @@ from gristmill.trainer.model.layers import Linear, RMSNorm, SwiGLU
 from gristmill.trainer.model.moe import losses, router
 from gristmill.trainer.model.moe.experts import Experts
 from gristmill.trainer.model.moe.losses import RouterReport
+from gristmill.trainer.model.moe.spread import SpreadExperts
 from gristmill.trainer.model.precision import Precision
+from gristmill.trainer.parallel.all_to_all import AllToAll
 
 __all__ = ["MixtureOfExperts", "RouterReport"]
 
@@ -26,7 +28,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: ModelConfig, experts: int, precision: Precision) -> None:
         super().__init__()
         self.router = router.build(config, experts)
-        self.experts = Experts(config, experts, precision)
+        self.experts: Experts | SpreadExperts = Experts(config, experts, precision)
         hidden = config.shared_experts * config.expert_width
         self.shared = SwiGLU(config.width, hidden, precision) if hidden else None
         self.residual = Residual(config, precision) if config.residual else None
@@ -37,9 +39,12 @@ class MixtureOfExperts(nn.Module):
         x_TD = x_BSD.flatten(0, 1)
         sequences = x_BSD.shape[0]
         routing = self.router(x_TD, sequences)
-        y_TD, dropped = self.experts(x_TD, routing)
-        if self.shared is not None:
-            y_TD = y_TD + self.shared(x_TD)
+        if isinstance(self.experts, SpreadExperts):
+            y_TD, dropped = self.experts(x_TD, routing, self.shared)  # which computes while tokens travel
+        else:
+            y_TD, dropped = self.experts(x_TD, routing)
+            if self.shared is not None:
+                y_TD = y_TD + self.shared(x_TD)
         if self.residual is not None:
             y_TD = self.residual(x_TD, y_TD)
         if self.bungee is not None:
@@ -47,6 +52,17 @@ class MixtureOfExperts(nn.Module):
         if self.output_norm is not None:
             y_TD = self.output_norm(y_TD)
         return y_TD.view_as(x_BSD), losses.report(routing, sequences, dropped)
+
+    def spread(self, link: AllToAll) -> None:
+        """Leave to each rank its part of the experts, which all ranks have alike. The report stays that of this rank's
+        tokens. Before optimiser states are made: the parameters are others.
+
+        Raises:
+            UsageError: the ranks do not divide the experts.
+        """
+        assert isinstance(self.experts, Experts), "spread already"
+        if link.ranks > 1:
+            self.experts = SpreadExperts(self.experts, link)
 
 
 class Residual(nn.Module):

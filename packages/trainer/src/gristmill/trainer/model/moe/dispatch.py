@@ -47,9 +47,12 @@ class TokenChoice(NamedTuple):
     def scatter(self, x_TD: torch.Tensor) -> torch.Tensor:
         return _Gather.apply(x_TD, self.token_R, self.row_TK)  # pyright: ignore[reportReturnType]
 
+    def gather(self, y_RD: torch.Tensor) -> torch.Tensor:
+        """Each assignment's row, [A, D]; zero of one that is dropped."""
+        return _Gather.apply(y_RD, self.row_TK.flatten(), self.assignment_R[:, None])  # pyright: ignore
+
     def combine(self, y_RD: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        y_AD: torch.Tensor = _Gather.apply(y_RD, self.row_TK.flatten(), self.assignment_R[:, None])  # pyright: ignore
-        y_TKD = y_AD.view(*self.row_TK.shape, -1)
+        y_TKD = self.gather(y_RD).view(*self.row_TK.shape, -1)
         return (y_TKD * weights[..., None].to(y_TKD.dtype)).sum(dim=1)
 
 
@@ -77,15 +80,23 @@ def capacity(factor: float, tokens: int, top_k: int, experts: int, least: int = 
 
 
 def by_token(
-    experts_TK: torch.Tensor, weights_TK: torch.Tensor, experts: int, row_multiple: int, most: int = 0
+    experts_TK: torch.Tensor,
+    weights_TK: torch.Tensor | None,
+    experts: int,
+    row_multiple: int,
+    most: int = 0,
+    even: bool = False,
 ) -> TokenChoice:
-    """Assignments sorted by expert, each expert starting at a multiple of `row_multiple`.
+    """Assignments sorted by expert, each expert starting at a multiple of `row_multiple`. No token at all is possible.
 
-    An expert with more than `most` assignments (0: no bound) drops those of the least weight.
+    Args:
+        most: an expert with more assignments drops those of the least weight; 0: no bound, and weights_TK may be None.
+        even: with a bound, each expert has rows for so many assignments, whether it has them or not.
     """
     T, K = experts_TK.shape
     expert_A = experts_TK.flatten()
     if most:
+        assert weights_TK is not None
         by_weight_A = weights_TK.detach().flatten().argsort(descending=True, stable=True)
         order_A = by_weight_A[expert_A[by_weight_A].argsort(stable=True)]
     else:
@@ -95,9 +106,14 @@ def by_token(
     sorted_A = expert_A[order_A]
     rank_A = torch.arange(T * K, device=expert_A.device) - (count_E.cumsum(0) - count_E)[sorted_A]
     kept_E = count_E.clamp(max=most) if most else count_E
-    padded_E = (kept_E + row_multiple - 1) // row_multiple * row_multiple
-    reached = min(experts, T * K)  # experts that can have a row at all
-    rows = (T * K + reached * (row_multiple - 1)) // row_multiple * row_multiple  # what all together can come to
+    if most and even:
+        padded_E = torch.full_like(kept_E, most + -most % row_multiple)
+        rows = experts * (most + -most % row_multiple)
+    else:
+        padded_E = (kept_E + row_multiple - 1) // row_multiple * row_multiple
+        reached = min(experts, T * K)  # experts that can have a row at all
+        # What all together can come to; where nothing is routed here, still one tile for the products.
+        rows = max((T * K + reached * (row_multiple - 1)) // row_multiple * row_multiple, row_multiple)
     row_A = rank_A + (padded_E.cumsum(0) - padded_E)[sorted_A]
     if most:
         row_A = torch.where(rank_A < most, row_A, rows)

@@ -28,16 +28,29 @@ class Experts(nn.Module):
         """Sum over a token's experts of weight * expert(x), [T, D], and the share that was dropped. An expert may have
         no token at all."""
         where = self.layout(len(x_TD), routing)
-        x_RD = where.scatter(x_TD)
-        gate_RF, up_RF = self.precision.grouped_linear(x_RD, self.gate_up_EFD, where.ends_E).chunk(2, dim=-1)
-        y_RD = self.precision.grouped_linear(F.silu(gate_RF) * up_RF, self.down_EDF, where.ends_E)
+        y_RD = compute(where.scatter(x_TD), self.gate_up_EFD, self.down_EDF, where.ends_E, self.precision)
         return where.combine(y_RD, routing.weights), where.dropped
 
     def layout(self, tokens: int, routing: Routing) -> dispatch.Layout:
-        E, multiple = self.gate_up_EFD.shape[0], self.precision.row_multiple
-        if routing.tokens_EC is not None:
-            return dispatch.by_expert(routing.tokens_EC, tokens, multiple)
-        assert routing.experts_TK is not None
         factor = self.capacity if self.training else self.capacity_eval
-        most = dispatch.capacity(factor, tokens, routing.experts_TK.shape[1], E)
-        return dispatch.by_token(routing.experts_TK, routing.weights, E, multiple, most)
+        return layout(tokens, routing, self.gate_up_EFD.shape[0], self.precision.row_multiple, factor)
+
+
+def compute(
+    x_RD: torch.Tensor, gate_up_EFD: torch.Tensor, down_EDF: torch.Tensor, ends_E: torch.Tensor, precision: Precision
+) -> torch.Tensor:
+    """Each expert's rows through its network: [R, D]."""
+    gate_RF, up_RF = precision.grouped_linear(x_RD, gate_up_EFD, ends_E).chunk(2, dim=-1)
+    return precision.grouped_linear(F.silu(gate_RF) * up_RF, down_EDF, ends_E)
+
+
+def layout(
+    tokens: int, routing: Routing, experts: int, row_multiple: int, capacity: float, even: bool = False
+) -> dispatch.Layout:
+    """Where a routing's tokens sit. even: where there is a capacity, each expert has all its places, taken or not."""
+    if routing.tokens_EC is not None:
+        return dispatch.by_expert(routing.tokens_EC, tokens, row_multiple)
+    assert routing.experts_TK is not None
+    most = dispatch.capacity(capacity, tokens, routing.experts_TK.shape[1], experts)
+    given = routing.experts_TK, routing.weights, experts, row_multiple, most
+    return dispatch.by_token(*given, even=True) if even else dispatch.by_token(*given)

@@ -1,0 +1,1 @@
+"""Configurations of other frameworks as ours. No torch here."""
