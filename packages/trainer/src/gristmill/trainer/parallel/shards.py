@@ -22,6 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from gristmill.trainer.checkpoints.tensor_file import Piece
 from gristmill.trainer.model.moe import MixtureOfExperts
 from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.parallel.all_to_all import AllToAll
 from gristmill.trainer.parallel.config import ParallelConfig
 from gristmill.trainer.parallel.world import ALONE, World
 
@@ -171,8 +172,9 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
     apart: set[nn.Parameter] = set()
     layers = [block.ffn for block in model.blocks if isinstance(block.ffn, MixtureOfExperts)]
     if world.ep > 1:
+        link = AllToAll(world.mesh["ep"].get_group())
         for layer in layers:
-            layer.experts.spread(world.mesh["ep"].get_group())
+            layer.spread(link)
     model.to(world.device)
     if world.ep > 1:
         for layer in layers:
