@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,11 +35,12 @@ def run(arguments: list[str]) -> int:
     Examples:
         trainer run --mixture web40_code20 --data shards/filtered --output training/filtered
         trainer run --config small.toml --tokens 50000000 --model.preset small --precision bf16 --output training/small
+        trainer run --config small.toml --launcher local --nproc 4 --output training/small
     """
     config = cli.parse_config(TrainConfig, arguments, "trainer run", inspect.cleandoc(run.__doc__ or ""))
-    from gristmill.trainer import loop
+    from gristmill.trainer.parallel import launch
 
-    print(_outcome(loop.train(config), config.output))
+    _tell(launch.train(config), config.output)
     return 0
 
 
@@ -52,9 +54,9 @@ def resume(run: Annotated[Path, tyro.conf.Positional]) -> int:
     Args:
         run: the run's folder.
     """
-    from gristmill.trainer import loop
+    from gristmill.trainer.parallel import launch
 
-    print(_outcome(loop.resume(run), str(run)))
+    _tell(launch.resume(run), str(run))
     return 0
 
 
@@ -77,13 +79,13 @@ def finetune(arguments: list[str]) -> int:
 
     description = inspect.cleandoc(finetune.__doc__ or "")
     place, settings, flags = finetune_config.parse(arguments, description)
-    from gristmill.trainer import loop
     from gristmill.trainer.finetuning import finetune as tuning
+    from gristmill.trainer.parallel import launch
 
     origin = tuning.find(place)
     base = tuning.defaults(origin, settings)
     config = cli.parse_config(TrainConfig, flags, f"trainer finetune {place}", description, base)
-    print(_outcome(loop.train(tuning.prepare(origin, settings, config)), config.output))
+    _tell(launch.train(tuning.prepare(origin, settings, config)), config.output)
     return 0
 
 
@@ -358,8 +360,9 @@ def export(
     return 0
 
 
-def _outcome(record: dict, output: str) -> str:
-    return f"{output}: {record['status']}, {record['tokens']:,} tokens in {record['seconds']:,.0f} s"
+def _tell(record: dict, output: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one tells
+        print(f"{output}: {record['status']}, {record['tokens']:,} tokens in {record['seconds']:,.0f} s")
 
 
 def main() -> None:

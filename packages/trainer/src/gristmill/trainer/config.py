@@ -102,6 +102,11 @@ class TrainConfig:
     the run reads before it starts, and keep it."""
     check_shards: bool = True
     """First compare the sha256 of all shards that the run will read: about a second per gigabyte and core."""
+    launcher: Literal["none", "local", "ray"] = "none"
+    """What starts the processes. none: this is the only one, or torchrun or Slurm has started all. local: this command,
+    on this machine. ray: Ray Train, on the cluster that RAY_ADDRESS names, and again when a worker is lost."""
+    nproc: int = 1
+    """With a launcher: processes, one for each GPU where there are some. They share out the passes of a step."""
     price_per_hour: float = 0.0
     """Of the machine, in any currency, for what the run has cost so far. 0: not told."""
     model: ModelSection = field(default_factory=ModelSection)
@@ -123,6 +128,7 @@ class TrainConfig:
             "validate_every": 0,
             "validate_tokens": 0,
             "first_sequence": 0,
+            "nproc": 1,
         }
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -138,6 +144,8 @@ class TrainConfig:
             raise UsageError(
                 "stochastic_rounding is of --expert-precision fp8, mxfp8 or nvfp4; set one, or leave it out"
             )
+        if self.nproc > 1 and self.launcher == "none":
+            raise UsageError(f"nproc {self.nproc}: nothing starts them; give --launcher local or ray, or leave it out")
         if self.patience.validations and not (self.validate_every and self.validate_tokens):
             raise UsageError("patience.validations waits for validations: give --validate-every and --validate-tokens")
         _ = self.stages  # a ramp that cannot be
@@ -188,7 +196,7 @@ class TrainConfig:
 # go on with a run that one of them stopped.
 _PLACES = ("mixture", "data", "output", "tokenizer")
 _WATCHED = ("health", "samples", "trackers", "price_per_hour")
-_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "check_shards", "disk_gb", "keep_checkpoints", "parallel")
+_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "check_shards", "disk_gb", "keep_checkpoints", "launcher", "nproc", "parallel")
 _MAY_CHANGE = (*_DECIDES_NOTHING, "alarms")
 
 

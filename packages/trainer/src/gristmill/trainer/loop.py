@@ -85,8 +85,12 @@ def _train(
 
 def resume(folder: Path) -> dict[str, Any]:
     """Go on with the run in `folder`, with the configuration stored there."""
+    return train(stored_config(folder))
+
+
+def stored_config(folder: Path) -> TrainConfig:
     stored = read_run(folder)["config"] | {"output": str(folder)}
-    return train(from_mapping(TrainConfig, stored, str(folder / "run.json")))
+    return from_mapping(TrainConfig, stored, str(folder / "run.json"))
 
 
 def _run_steps(run: Run, stopped: list[int]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from gristmill.base.errors import UsageError
+from gristmill.base.errors import GristmillError, UsageError
 from gristmill.trainer.parallel.config import ParallelConfig
 
 
@@ -50,7 +51,7 @@ class World:
         if self.is_alone:
             return own[None]
         all_W = own.new_empty(self.size * own.numel())
-        dist.all_gather_into_tensor(all_W, own.contiguous().view(-1))
+        dist.all_gather_single(all_W, own.contiguous().view(-1))
         return all_W.view(self.size, *own.shape)
 
     def largest(self, value: int) -> int:
@@ -104,6 +105,11 @@ def joined(config: ParallelConfig, device: torch.device) -> Iterator[World]:
         everyone = init_device_mesh(device.type, (size,), mesh_dim_names=("all",))
         aside, background = (dist.new_group(backend="gloo") for _ in range(2))
         yield World(dist.get_rank(), size, config.ep, device, mesh, everyone, aside, background)
+    except RuntimeError as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if re.search("gloo|nccl|connection|peer|timed out|store", str(error), re.IGNORECASE):
+            raise GristmillError(f"lost touch with another process, or waited in vain for it ({told:.200})") from error
+        raise
     finally:
         if joins:
             dist.destroy_process_group()

@@ -1,0 +1,52 @@
+"""The processes of a run as workers of Ray Train, which starts all of them anew when one is lost: they go on from the
+newest checkpoint. The run's folder and the data lie where all nodes see them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gristmill.base.config import from_mapping, to_mapping
+from gristmill.base.errors import GristmillError, UsageError
+from gristmill.trainer.config import TrainConfig
+from gristmill.trainer.run_folder import pick_device
+
+RESTARTS = 3
+
+
+def train_on_ray(config: TrainConfig) -> None:
+    """Raises GristmillError where it failed RESTARTS + 1 times; UsageError where Ray Train is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError
+    except ImportError as error:
+        raise UsageError(f"--launcher ray: Ray Train is not installed ({error}); pip install 'ray[train]'") from None
+    cuda = pick_device(config.device).type == "cuda"
+    trainer: Any = TorchTrainer(
+        _work,
+        train_loop_config=to_mapping(config),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout_s=int(config.parallel.timeout)),
+        scaling_config=ScalingConfig(
+            num_workers=config.nproc, use_gpu=cuda, resources_per_worker={"CPU": config.threads, "GPU": int(cuda)}
+        ),
+        run_config=RunConfig(
+            name=config.folder.name,
+            storage_path=str((config.folder / "ray").absolute()),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise GristmillError(f"--launcher ray: {lines[-1] if lines else 'training failed'}") from error
+
+
+def _work(values: dict[str, Any]) -> None:
+    from gristmill.trainer import loop
+
+    loop.train(from_mapping(TrainConfig, values, "--launcher ray"))
