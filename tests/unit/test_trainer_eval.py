@@ -179,6 +179,15 @@ def test_tasks_are_scored_by_the_models_own_likelihoods(trained: Path, tasks: Pa
     assert "2 requests are longer than the model's window of 32" in harness.table(told | {"cut": 2})
 
 
+def test_tasks_of_the_exported_checkpoint_in_transformers_are_those_of_ours(trained: Path, tasks: Path) -> None:
+    pytest.importorskip("accelerate")
+    ours = harness.evaluate(trained, ["perplexity"], tasks, which="3", device="cpu")
+    theirs = harness.evaluate(trained, ["perplexity"], tasks, which="3", device="cpu", exported=True)
+    assert theirs["model"] == "exported" and theirs["step"] == 3 and theirs["cut"] is None
+    values = [told["tasks"]["perplexity"]["metrics"]["bits_per_byte"]["value"] for told in (ours, theirs)]
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
+
+
 def test_of_a_question_longer_than_the_window_the_end_is_asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
     from gristmill.trainer.evaluation import harness_model

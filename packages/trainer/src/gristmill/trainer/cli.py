@@ -100,6 +100,7 @@ def eval_(
     limit: int | None = None,
     shots: int | None = None,
     chat: bool = False,
+    exported: bool = False,
     tokenizer: str = "",
     device: Device = "auto",
     threads: int = 1,
@@ -113,6 +114,7 @@ def eval_(
         trainer eval training/filtered --data shards/raw
         trainer eval training/filtered --data shards/raw --tokens 100000 --checkpoint best
         trainer eval training/filtered --tasks my_task --task-path tasks
+        trainer eval training/filtered --tasks my_task --task-path tasks --exported
 
     Args:
         run: the run's folder.
@@ -125,6 +127,7 @@ def eval_(
         limit: read this many examples of each task; all of them, if not given.
         shots: examples with answers before each question; the task's own number, if not given.
         chat: ask tasks in the run's chat template.
+        exported: ask tasks of the exported checkpoint in transformers, as others would have it, instead of our model.
         tokenizer: tokenizer.json, to count bytes and for tasks; the data's or the run's own, if not given.
         device: auto is cuda where available, else cpu.
         threads: CPU threads.
@@ -141,7 +144,9 @@ def eval_(
 
         print(
             harness.table(
-                harness.evaluate(run, names, task_path, checkpoint, limit, shots, chat, tokenizer, device, threads)
+                harness.evaluate(
+                    run, names, task_path, checkpoint, limit, shots, chat, tokenizer, device, threads, exported
+                )
             )
         )
     return 0

@@ -1,13 +1,16 @@
-"""Tasks of lm-evaluation-harness on a run's checkpoint: its own questions, prompts and metrics, and our model.
+"""Tasks of lm-evaluation-harness on a run's checkpoint: its own questions, prompts and metrics, and our model, or what
+others would have: the exported checkpoint in transformers.
 
 Nothing is fetched where the task files and what they name are local.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,10 @@ from gristmill.base.config import check_range, nearest
 from gristmill.base.errors import UsageError
 from gristmill.base.files import write_json
 from gristmill.trainer import chat_form
-from gristmill.trainer.run_folder import load_model, tokenizer_of
+from gristmill.trainer.checkpoints import checkpoint
+from gristmill.trainer.evaluation.evaluate import ROWS
+from gristmill.trainer.exchange import export_run
+from gristmill.trainer.run_folder import load_model, pick_device, read_run, tokenizer_of
 
 FORMAT = "gristmill.evaluation-tasks/1"
 
@@ -34,6 +40,7 @@ def evaluate(
     tokenizer: str = "",
     device: str = "auto",
     threads: int = 1,
+    exported: bool = False,
 ) -> dict[str, Any]:
     """Write RUN/evaluation-tasks.json, and answer what is in it.
 
@@ -43,9 +50,10 @@ def evaluate(
         limit: examples of each task; all of them, if None.
         shots: examples with answers before each question; the task's own number, if None.
         chat: ask in the run's chat template.
+        exported: ask the exported checkpoint in transformers, which must have such a model.
 
     Raises:
-        UsageError: lm-eval is not installed, no such task, or no tokenizer.
+        UsageError: lm-eval is not installed, no such task, or no tokenizer; no model to export to.
     """
     try:
         from lm_eval.evaluator import simple_evaluate
@@ -66,29 +74,53 @@ def evaluate(
             raise UsageError(f"--tasks: no task {name!r}{close}; the folder of your own is --task-path")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default
     torch.set_num_threads(threads)
-    trained = load_model(run, device, which=which)
-    text = tokenizer_of(run, trained, tokenizer)
-    from gristmill.trainer.evaluation.harness_model import HarnessModel
-
-    model = HarnessModel(trained, text, chat_form.load(run, trained) if chat else None)
     _load(manager, tasks)
-    results: Any = simple_evaluate(
-        model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False,
-        apply_chat_template=chat,
-    )  # fmt: skip
+    asked = _exported(run, which, tokenizer, device) if exported else _ours(run, which, tokenizer, device, chat)
+    with asked as model:
+        results: Any = simple_evaluate(
+            model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False,
+            apply_chat_template=chat,
+        )  # fmt: skip
+    position = checkpoint.position(checkpoint.find(run, which))
     summary = {
         "format": FORMAT,
         "lm_eval": version("lm_eval"),
-        "step": trained.position.step,
-        "tokens_trained": trained.position.tokens,
+        "model": "exported" if exported else "ours",
+        "step": position.step,
+        "tokens_trained": position.tokens,
         "limit": limit,
         "chat": chat,
-        "window": trained.sequence,
-        "cut": model.cut,
+        "window": read_run(run)["config"]["batch"]["sequence"],
+        "cut": getattr(model, "cut", None),  # transformers' is silent about that
         "tasks": {name: _task(results, name) for name in results["results"]},
     }
     write_json(run / "evaluation-tasks.json", summary)
     return summary
+
+
+@contextlib.contextmanager
+def _ours(run: Path, which: str, tokenizer: str, device: str, chat: bool) -> Iterator[Any]:
+    from gristmill.trainer.evaluation.harness_model import HarnessModel
+
+    trained = load_model(run, device, which=which)
+    text = tokenizer_of(run, trained, tokenizer)
+    yield HarnessModel(trained, text, chat_form.load(run, trained) if chat else None)
+
+
+@contextlib.contextmanager
+def _exported(run: Path, which: str, tokenizer: str, device: str) -> Iterator[Any]:
+    """The folder that `trainer export` writes lasts as long as the model is asked."""
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise UsageError(f"--exported needs lm-eval[hf] ({error}); pip install 'gristmill-trainer[tasks]'") from None
+    with tempfile.TemporaryDirectory(prefix="gristmill-") as name:
+        folder = Path(name) / "exported"
+        export_run(run, folder, tokenizer, which=which)
+        window = read_run(run)["config"]["batch"]["sequence"]
+        yield HFLM(
+            pretrained=str(folder), device=str(pick_device(device)), dtype="float32", batch_size=ROWS, max_length=window
+        )
 
 
 def _load(manager: Any, tasks: Sequence[str]) -> None:
