@@ -67,9 +67,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return _train(config, data, existing, world)
 
 
-def _train(
-    config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None, world: World
-) -> dict[str, Any]:
+def _train(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None, world: World) -> dict[str, Any]:
     with alone(config.folder) if world.is_first else contextlib.nullcontext(), stop_after_step() as stopped:
         run = start.begin(config, data, existing, world)
         try:

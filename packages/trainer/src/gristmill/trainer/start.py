@@ -89,7 +89,9 @@ def open_data(config: TrainConfig, world: World) -> TrainingData:
         UsageError: several processes, and data that comes and goes as the run goes on.
     """
     if config.disk_gb and not world.is_alone:
-        raise UsageError(f"--disk-gb is for one process, and there are {world.size}; leave it out: all is fetched first")
+        raise UsageError(
+            f"--disk-gb is for one process, and there are {world.size}; leave it out: all is fetched first"
+        )
     data = open_training(config) if world.is_first_here else None
     world.wait()
     return data or open_training(dataclasses.replace(config, check_shards=False))

@@ -106,7 +106,9 @@ class Piece(NamedTuple):
 
     def read(self, source: Source) -> None:
         """Take the rows out of a tensor of the same shape."""
-        self.tensor.copy_(source.read() if self.is_whole else source.read(slice(self.first, self.first + len(self.tensor))))
+        self.tensor.copy_(
+            source.read() if self.is_whole else source.read(slice(self.first, self.first + len(self.tensor)))
+        )
 
 
 def read_file(file: Path) -> dict[str, OnDisk]:
@@ -191,7 +193,9 @@ def write_pieces(path: Path, pieces: Mapping[str, Piece], is_first: bool, wait: 
     wait()
 
 
-def _head(tensors: Mapping[str, Unwritten] | Mapping[str, Piece], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+def _head(
+    tensors: Mapping[str, Unwritten] | Mapping[str, Piece], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
     """What a file begins with, and where in it each tensor begins, in their order."""
     order = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)}

@@ -17,11 +17,11 @@ from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_json, write_json
 from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset, open_dataset
-from gristmill.trainer import loop
 from gristmill.trainer.comparison import compare, proxies_plot
 from gristmill.trainer.comparison.proxies_config import CONTROL, Arm, ProxiesConfig
 from gristmill.trainer.data import resolve_data
 from gristmill.trainer.evaluation.evaluate import evaluate
+from gristmill.trainer.parallel import launch
 
 log = logging.getLogger("gristmill.trainer")
 
@@ -65,7 +65,7 @@ def run(config: ProxiesConfig) -> dict[str, Any]:
     for number, (seed, one) in enumerate((seed, one) for seed in seeds for one in planned):
         proxy = config.run_of(one.arm, seed)
         log.info("proxy %d of %d: %s", number + 1, len(seeds) * len(planned), proxy.output)
-        loop.train(dataclasses.replace(proxy, check_shards=proxy.check_shards and seed == config.seed))
+        launch.train(dataclasses.replace(proxy, check_shards=proxy.check_shards and seed == config.seed))
         _evaluate(config, proxy.folder, held_out)
         folders[one.arm.name].append(proxy.folder)
     result = _result(config, planned, list(seeds), held_out, folders, notes)

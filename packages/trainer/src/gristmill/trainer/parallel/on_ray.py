@@ -29,7 +29,9 @@ def train_on_ray(config: TrainConfig) -> None:
     trainer: Any = TorchTrainer(
         _work,
         train_loop_config=to_mapping(config),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout_s=int(config.parallel.timeout)),
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout_s=int(config.parallel.timeout)
+        ),
         scaling_config=ScalingConfig(
             num_workers=config.nproc, use_gpu=cuda, resources_per_worker={"CPU": config.threads, "GPU": int(cuda)}
         ),

@@ -46,7 +46,9 @@ class Shards:
         """`model` is whole, or was spread by spread()."""
         self.world, self._model = world, model
         self.own = {name: _own(name, one, world) for name, one in model.named_parameters()}
-        self._sharded = [(one, self.own[name].rows) for name, one in model.named_parameters() if isinstance(one, DTensor)]
+        self._sharded = [
+            (one, self.own[name].rows) for name, one in model.named_parameters() if isinstance(one, DTensor)
+        ]
         self._sums = [sum for module in model.modules() if (sum := getattr(module, "gradient_sum", None)) is not None]
         self._of = {id(own.rows): own for own in self.own.values()}
         if not world.is_alone:
@@ -112,7 +114,9 @@ class Shards:
         return whole if own.is_whole else whole[own.first : own.first + len(own.rows)]
 
     @torch.no_grad()
-    def norms(self, groups: Mapping[str, Sequence[tuple[nn.Parameter, torch.Tensor | None]]]) -> dict[str, torch.Tensor]:
+    def norms(
+        self, groups: Mapping[str, Sequence[tuple[nn.Parameter, torch.Tensor | None]]]
+    ) -> dict[str, torch.Tensor]:
         """By group, the norm of all rows of its tensors; each has the rows of the weight beside it (None: zeros).
 
         From the norms of single rows, in order: the same bits however rows lie.
@@ -187,7 +191,9 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
     _shard(model, world.everyone, config, apart)
 
 
-def _shard(module: nn.Module, mesh: dist.DeviceMesh, config: ParallelConfig, apart: Iterable[nn.Parameter] = ()) -> None:
+def _shard(
+    module: nn.Module, mesh: dist.DeviceMesh, config: ParallelConfig, apart: Iterable[nn.Parameter] = ()
+) -> None:
     """FSDP2: its parameters become rows, gathered before forward and backward; gradients are sums over the mesh."""
     if config.data == "replicate":  # over rows of one process each
         mesh = dist.DeviceMesh(mesh.device_type, mesh.mesh.view(-1, 1), mesh_dim_names=("replicate", "shard"))

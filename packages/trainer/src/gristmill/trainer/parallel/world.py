@@ -67,7 +67,6 @@ class World:
         if not self.is_alone:
             dist.barrier(self.aside)
 
-
     def wait_beside(self) -> None:
         """The same, for the thread beside training."""
         if not self.is_alone:
