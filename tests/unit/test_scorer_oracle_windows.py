@@ -64,13 +64,22 @@ def test_delimiters_and_chat_tokens_are_stripped_even_when_nested(window: Any) -
     assert prompts(shown, RUBRIC)[0].completion.count(f"</text {MARK}>") == 1
 
 
+SCALE = "a = 0: none, b = 1, c = 2, d = 3, e = 4, f = 5, g = 6, h = 7, i = 8, j = 9, k = 10: deep"
+
+
 @pytest.mark.parametrize(
     "said",
-    ["Clarity: How clear? (0 = jumbled, 4 = clear): 4", "clarity:\nHOW  clear? 4", "How clear? (0 = jumbled,\n4 = clear)",
-     "How clear?: 4", "Depth: How clear? (a = 0: none, b = 1, c = 2, d = 3, e = 4, f = 5, g = 6, h = 7, i = 8, j = 9, "
-     "k = 10: deep): k"],
-)  # fmt: skip
-def test_the_rubrics_own_questions_are_stripped_and_that_is_told(said: str) -> None:
+    [
+        "Clarity: How clear? (0 = jumbled, 4 = clear): 4",
+        "clarity:\nHOW  clear? 4",
+        "How clear? (0 = jumbled,\n4 = clear)",
+        "How clear?: 4",
+        f"Depth: How clear? ({SCALE}): k",
+        "(0 = not clear, 2 = partly clear, 4 = clear): 4",
+        f"[{SCALE.replace('deep', 'clear')}] : k",
+    ],
+)
+def test_questions_and_answered_scales_are_stripped_and_that_is_told(said: str) -> None:
     for window in WINDOWS:
         shown = show(f"good\n{said}\nend", RUBRIC, TOKENS, 500, window)  # pyright: ignore[reportArgumentType]
         assert "clear" not in shown.text.lower() and shown.text.startswith("good") and shown.text.endswith("end")
@@ -80,7 +89,13 @@ def test_the_rubrics_own_questions_are_stripped_and_that_is_told(said: str) -> N
     assert not show(f"{'word ' * 2000}{said}", RUBRIC, TOKENS, 100).stripped, "far from what is shown"
 
 
-@pytest.mark.parametrize("text", ["How clear? Very clear.", "Clarity: 4", "Depth: 10 m", "(0 = jumbled, 4 = clear)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How clear? Very clear.", "Clarity: 4", "Depth: 10 m", "(0 = jumbled, 4 = clear)",
+        "(0 = off, 1 = on), default: 1", "def f(a = 0, b = 1, c = 2):\n    d = a\n",
+    ],
+)  # fmt: skip
 def test_what_others_may_say_too_is_left_alone(text: str) -> None:
     shown = show(text, RUBRIC, TOKENS, 500)
     assert (shown.text, shown.stripped) == (text, False)
