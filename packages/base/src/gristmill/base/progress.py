@@ -139,17 +139,20 @@ class Bars:
 class Progress:
     """`with Progress("grade", total=12, unit="partitions") as progress: progress.update(3, documents=1200)`.
 
-    Keyword numbers given to update() are totals so far; their rates are shown.
+    Keyword numbers given to update() are totals so far; their rates are shown. A quiet one shows nothing.
     """
 
-    def __init__(self, label: str, total: int, unit: str, interval: float = INTERVAL_SECONDS) -> None:
-        self.label, self.total, self.unit, self.interval = label, total, unit, interval
+    def __init__(
+        self, label: str, total: int, unit: str, interval: float = INTERVAL_SECONDS, quiet: bool = False
+    ) -> None:
+        self.label, self.total, self.unit, self.interval, self.quiet = label, total, unit, interval, quiet
         self._bars = Bars()
         self._pace = Pace()
         self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._bars.__enter__()
+        if not self.quiet:
+            self._bars.__enter__()
         return self
 
     def of(self, done: int, total: int) -> None:
@@ -158,6 +161,8 @@ class Progress:
         self.update(done)
 
     def update(self, done: int, **totals: float) -> None:
+        if self.quiet:
+            return
         self._pace.update(done=done, **totals)
         due = time.monotonic() - self._last >= self.interval
         if not (due or self._bars.live):
@@ -174,7 +179,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.__exit__(kind, error, trace)
+        if not self.quiet:
+            self._bars.__exit__(kind, error, trace)
 
 
 def per_second(rate: float, what: str) -> str:

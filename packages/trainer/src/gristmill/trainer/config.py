@@ -15,6 +15,7 @@ from gristmill.base.config import check_range, to_mapping
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.parallel.config import ParallelConfig
 from gristmill.trainer.ramp import Stage, stages
 from gristmill.trainer.watch.alarms import AlarmConfig
 from gristmill.trainer.watch.config import HealthConfig, SamplesConfig, TrackersConfig
@@ -106,6 +107,7 @@ class TrainConfig:
     model: ModelSection = field(default_factory=ModelSection)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
     patience: PatienceConfig = field(default_factory=PatienceConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
@@ -186,7 +188,7 @@ class TrainConfig:
 # go on with a run that one of them stopped.
 _PLACES = ("mixture", "data", "output", "tokenizer")
 _WATCHED = ("health", "samples", "trackers", "price_per_hour")
-_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "check_shards", "disk_gb", "keep_checkpoints")
+_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "check_shards", "disk_gb", "keep_checkpoints", "parallel")
 _MAY_CHANGE = (*_DECIDES_NOTHING, "alarms")
 
 

@@ -53,7 +53,7 @@ def import_model(place: str, out: Path, sequence: int = 0) -> dict[str, Any]:
     with _whole(out) as temporary:
         for file in files:
             shutil.copyfile(file, temporary / file.name)
-        checkpoint.write(temporary, State(Position()), {checkpoint.FILES[0]: foreign.weights})
+        checkpoint.write_weights(temporary, State(Position()), foreign.weights)
         write_json(temporary / "run.json", record)
     return record
 

@@ -20,17 +20,18 @@ from gristmill.base.progress import Progress
 from gristmill.shards.loader import Batch
 from gristmill.trainer import record, start
 from gristmill.trainer.checkpoints import checkpoint
-from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter, Tensors
+from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from gristmill.trainer.config import TrainConfig
-from gristmill.trainer.data import open_training, to_example
+from gristmill.trainer.data import TrainingData, to_example
 from gristmill.trainer.evaluation import evaluate
 from gristmill.trainer.feed import batches
 from gristmill.trainer.lock import alone
 from gristmill.trainer.optim.schedule import factor, learning_rate
-from gristmill.trainer.run_folder import read_run
+from gristmill.trainer.parallel.world import World, joined
+from gristmill.trainer.run_folder import pick_device, read_run
 from gristmill.trainer.signals import stop_after_step
 from gristmill.trainer.start import Run
-from gristmill.trainer.step import StepResult, train_step
+from gristmill.trainer.step import StepResult, nothing, train_step
 from gristmill.trainer.trackers.open import Trackers, find_adapters, open_trackers
 from gristmill.trainer.watch import hardware
 from gristmill.trainer.watch.alarms import Alert
@@ -54,13 +55,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     config.require_paths()
     find_adapters(config.trackers)
-    data = open_training(config)
-    existing = start.agree(config, data)
-    if existing and existing["status"] == "done":
-        log.info("%s: already done (%s tokens); nothing to do", config.folder, f"{existing['tokens']:,}")
-        return existing
-    with alone(config.folder), stop_after_step() as stopped:
-        run = start.begin(config, data, existing)
+    with joined(config.parallel, pick_device(config.device)) as world:
+        if not world.is_first:
+            log.setLevel(logging.ERROR)  # the first one tells
+        data = start.open_data(config, world)
+        existing = start.agree(config, data)
+        if existing and existing["status"] == "done":
+            log.info("%s: already done (%s tokens); nothing to do", config.folder, f"{existing['tokens']:,}")
+            return existing
+        world.wait()  # until all have seen what is there
+        return _train(config, data, existing, world)
+
+
+def _train(
+    config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None, world: World
+) -> dict[str, Any]:
+    with alone(config.folder) if world.is_first else contextlib.nullcontext(), stop_after_step() as stopped:
+        run = start.begin(config, data, existing, world)
         try:
             reason = _run_steps(run, stopped)
         except BaseException as error:
@@ -81,18 +92,18 @@ def resume(folder: Path) -> dict[str, Any]:
 def _run_steps(run: Run, stopped: list[int]) -> str | None:
     """To the last step; answers why it was not that of the budget, if patience ended it."""
     config, first = run.config, run.position
-    peak = hardware.of_device(run.device, run.model.precision.dtype)
+    peak, world = hardware.of_device(run.device, run.model.precision.dtype), run.world
     run.record["hardware"] = peak and peak._asdict()
     meter = Meter(run.device, peak, run.record["flops_per_token"], config.price_per_hour)
     begins = checkpoint.latest(run.folder) is None
     told = -1 if begins else first.step  # what was told of later steps is told again
     with (
-        contextlib.closing(open_trackers(config.trackers, run.folder, run.record, told)) as events,
-        CheckpointWriter(run.folder, config.keep_checkpoints, config.alarms.reach) as writer,
+        contextlib.closing(open_trackers(config.trackers, run.folder, run.record, told, world.is_first)) as events,
+        CheckpointWriter(run.folder, config.keep_checkpoints, config.alarms.reach, world) as writer,
         contextlib.closing(batches(config, run.data, first)) as source,
-        Progress("train", total=config.steps - first.step, unit="steps") as progress,
+        Progress("train", total=config.steps - first.step, unit="steps", quiet=not world.is_first) as progress,
     ):
-        writer.prepare(_tensors(run))
+        writer.prepare(run.pieces)
         save = partial(_save, run, events, writer)
         if config.alarms.rolls_back and begins:
             save()  # something to go back to
@@ -117,12 +128,13 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
             if scheduled := regular or is_best or back_to is not None:
                 save(extra=not regular, back_to=back_to)
             progress.update(step - first.step, tokens=run.position.tokens - first.tokens)
-            if stopped and not is_last:
+            signalled = world.largest(stopped[0] if stopped else 0)  # all stop after the same step
+            if signalled and not is_last:
                 if not scheduled:
                     save(scheduled=False)
                 writer.wait()
                 log.info("stopped after step %s; trainer resume %s goes on", f"{step:,}", run.folder)
-                raise KeyboardInterrupt if stopped[0] == signal.SIGINT else SystemExit(128 + stopped[0])
+                raise KeyboardInterrupt if signalled == signal.SIGINT else SystemExit(128 + signalled)
             before = time.perf_counter()
     return run.patience.reason
 
@@ -135,11 +147,10 @@ def _step(run: Run, step: int, batch: Batch) -> StepResult:
     config = run.config
     example = to_example(batch, run.device)
     micro = max(config.batch.micro * config.batch.sequence // example.inputs_BS.shape[1], 1)
-    if run.rounding is not None:
-        run.rounding.begin(step)
+    before_pass = nothing if run.rounding is None else partial(run.rounding.begin, step)
     share = factor(config.optimizer, step, config.steps)
     observe = _due(step, config.health.every, False)
-    return train_step(run.model, run.optimizer, example, micro, share, run.alarms.accept, observe)
+    return train_step(run.model, run.optimizer, example, micro, share, run.alarms.accept, observe, before_pass)
 
 
 def _log_step(run: Run, events: Trackers, result: StepResult, costs: dict[str, float | None]) -> None:
@@ -199,7 +210,7 @@ def _stopped(run: Run, alert: Alert, target: Path | None) -> str:
 def _validate(run: Run, events: Trackers) -> bool:
     """Answers whether the held-out loss is the best so far, where patience waits for that."""
     eos = run.data.dataset.tokenizer.eos_id
-    nll = evaluate.score(run.model, run.held_out, run.config.batch.sequence, eos)
+    nll = evaluate.score(run.model, run.held_out, run.config.batch.sequence, eos, run.world)
     scores = evaluate.summarise(run.held_out, nll)
     events.write("validation", run.position.step, **scores)
     return run.patience.judge(run.position.step, scores["loss"])
@@ -218,9 +229,5 @@ def _save(run: Run, events: Trackers, writer: CheckpointWriter, **why: Any) -> N
     at = run.position
     run.position = at = dataclasses.replace(at, plan=run.data.plan.identity(at.next_sequence), seconds=run.seconds)
     events.write("checkpoint", at.step, path=f"checkpoints/step-{at.step:08d}")
-    then = partial(record.write, run.folder, run.record, at, "running")
-    writer.save(run.state(**why), _tensors(run), events.sync, then)
-
-
-def _tensors(run: Run) -> Tensors:
-    return dict(zip(checkpoint.FILES, (run.model.state_dict(), run.optimizer.state()), strict=True))
+    then = partial(record.write, run.folder, record.now(run.record, at, "running"))
+    writer.save(run.state(**why), run.pieces, events.sync, then)

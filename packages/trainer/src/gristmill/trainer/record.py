@@ -6,8 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gristmill.base.config import to_mapping
 from gristmill.base.files import write_json
 from gristmill.trainer.checkpoints.checkpoint import Position
@@ -15,10 +13,11 @@ from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import TrainingData
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.counts import count
+from gristmill.trainer.parallel.world import World
 from gristmill.trainer.run_folder import FORMAT
 
 
-def make(config: TrainConfig, data: TrainingData, model: ModelConfig, device: torch.device) -> dict[str, Any]:
+def make(config: TrainConfig, data: TrainingData, model: ModelConfig, world: World) -> dict[str, Any]:
     manifest, plan, counts = data.dataset.manifest, data.plan, count(model)
     tokenizer = data.dataset.tokenizer
     return {
@@ -35,14 +34,17 @@ def make(config: TrainConfig, data: TrainingData, model: ModelConfig, device: to
         "active_parameters": counts.active,
         "flops_per_token": counts.flops_per_token(config.batch.sequence),
         "seed": config.seed,
-        "device": device.type,
+        "device": world.device.type,
+        "processes": world.size,
         "versions": {name: version(name) for name in ("torch", "numpy", "gristmill-trainer", "gristmill-shards")},
     }
 
 
-def write(folder: Path, record: dict[str, Any], position: Position, status: str, **more: str | None) -> dict[str, Any]:
-    """Write run.json with where the run stands; answers it. `more`: error, or the reason of an early end."""
-    now = {"status": status, "step": position.step, "tokens": position.tokens, "seconds": round(position.seconds, 3)}
-    written = {**record, **now, "error": None, **more}
-    write_json(folder / "run.json", written)
-    return written
+def now(record: dict[str, Any], position: Position, status: str, **more: str | None) -> dict[str, Any]:
+    """run.json with where the run stands. `more`: error, or the reason of an early end."""
+    stands = {"status": status, "step": position.step, "tokens": position.tokens, "seconds": round(position.seconds, 3)}
+    return {**record, **stands, "error": None, **more}
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    write_json(folder / "run.json", record)

@@ -22,17 +22,19 @@ from gristmill.base.files import read_object
 from gristmill.trainer import record
 from gristmill.trainer.allocator import keep_freed_memory
 from gristmill.trainer.checkpoints import checkpoint, initial
-from gristmill.trainer.checkpoints.checkpoint import Position, State
+from gristmill.trainer.checkpoints.checkpoint import Pieces, Position, State
 from gristmill.trainer.checkpoints.initial import Initial
 from gristmill.trainer.config import TrainConfig, differences
-from gristmill.trainer.data import Document, TrainingData, held_out
+from gristmill.trainer.data import Document, TrainingData, held_out, open_training
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, resolve
 from gristmill.trainer.model.counts import count
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.optimizer import Optimizer
-from gristmill.trainer.run_folder import FORMAT, LOST, pick_device, read_run
+from gristmill.trainer.parallel.shards import Shards, spread
+from gristmill.trainer.parallel.world import World
+from gristmill.trainer.run_folder import FORMAT, LOST, read_run
 from gristmill.trainer.watch.alarms import Alarms
 from gristmill.trainer.watch.patience import Patience
 
@@ -48,6 +50,7 @@ class Run:
     record: dict[str, Any]  # run.json, but for where the run stands
     model: Transformer
     optimizer: Optimizer
+    world: World
     position: Position
     alarms: Alarms
     patience: Patience
@@ -66,12 +69,30 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        return self.model.embedding_VD.device
+        return self.world.device
+
+    @property
+    def pieces(self) -> Pieces:
+        """What of the checkpoint's tensors is this process's."""
+        return dict(zip(checkpoint.FILES, (self.optimizer.shards.pieces(), self.optimizer.state()), strict=True))
 
     def state(self, scheduled: bool = True, extra: bool = False, back_to: int | None = None) -> State:
         """What a checkpoint holds beside tensors; for what is given, see State."""
         alarms, patience = self.alarms.state(), self.patience.state()
         return State(self.position, scheduled, extra, back_to, alarms, patience, checkpoint.random_state())
+
+
+def open_data(config: TrainConfig, world: World) -> TrainingData:
+    """What the run reads. Of the processes of a machine the first fetches and checks it, then the others open it.
+
+    Raises:
+        UsageError: several processes, and data that comes and goes as the run goes on.
+    """
+    if config.disk_gb and not world.is_alone:
+        raise UsageError(f"--disk-gb is for one process, and there are {world.size}; leave it out: all is fetched first")
+    data = open_training(config) if world.is_first_here else None
+    world.wait()
+    return data or open_training(dataclasses.replace(config, check_shards=False))
 
 
 def agree(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
@@ -98,8 +119,10 @@ def agree(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
     return existing
 
 
-def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None) -> Run:
+def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None, world: World) -> Run:
     """Build model and optimiser, bring both to where the run stands, and write run.json.
+
+    A model is built whole by each process, on the processor, before it keeps its share.
 
     Raises:
         UsageError: patience without documents to judge by.
@@ -116,47 +139,50 @@ def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | No
     newest = checkpoint.latest(config.folder)
     weights = initial.find(config.init_from) if config.init_from and newest is None else None
     shape = _shape(config, data, existing, weights)
-    device = pick_device(config.device)
     torch.set_num_threads(config.threads)
-    if device.type == "cpu":
+    if world.device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.tidy(config.folder)
-    if data.tokenizer is not None:
-        with contextlib.suppress(shutil.SameFileError):  # given as the run's own
-            shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
-    rounding = precision.StochasticRounding(config.seed, device) if config.stochastic_rounding else None
+    if world.is_first:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.tidy(config.folder)
+        if data.tokenizer is not None:
+            with contextlib.suppress(shutil.SameFileError):  # given as the run's own
+                shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
+    rounding = precision.StochasticRounding(config.seed, world.device) if config.stochastic_rounding else None
     numbers = precision.build(config.precision, config.expert_precision, rounding)
     model = Transformer(shape, numbers, config.recompute)
     if newest is None:
         model.initialise(config.seed)
     if weights is not None:
         initial.load(weights, model)
-    model.to(device)
+    model.to(world.device if world.is_alone else "cpu")
     if config.compile:
         model.compile_blocks()
-    facts = record.make(config, data, shape, device)
+    spread(model, world, config.parallel)
+    facts = record.make(config, data, shape, world)
     if config.init_from:
         facts["initialised_from"] = weights.about if weights else (existing or {}).get("initialised_from")
     run = Run(
-        config, data, facts, model, optimizer.build(model, config.optimizer),
+        config, data, facts, model, optimizer.build(model, config.optimizer, Shards(model, world)), world,
         Position(next_sequence=config.first_sequence), Alarms(config.alarms, shape.top_k), Patience(config.patience),
         rounding, documents,
     )  # fmt: skip
     if newest:
         restore(run, newest)
-        checkpoint.rotate(config.folder, config.keep_checkpoints, config.alarms.reach)  # where a kill came before that
+        if world.is_first:  # where a kill came before that
+            checkpoint.rotate(config.folder, config.keep_checkpoints, config.alarms.reach)
     spent = (existing or {}).get("seconds", 0.0)  # with those of steps that were lost
     run.began = time.perf_counter() - max(run.position.seconds, spent)
     write_record(run, "running")
-    _announce(run, shape, newest)
+    if world.is_first:
+        _announce(run, shape, newest)
     return run
 
 
 def restore(run: Run, path: Path) -> None:
     """Bring the run to a checkpoint."""
-    state = checkpoint.restore(path, run.model, run.optimizer)
+    state = checkpoint.restore(path, run.pieces, run.world)
     run.position = state.position
     run.alarms.load_state(state.alarms)
     run.patience.load_state(state.patience)
@@ -164,7 +190,10 @@ def restore(run: Run, path: Path) -> None:
 
 def write_record(run: Run, status: str, **more: str | None) -> dict[str, Any]:
     run.position = dataclasses.replace(run.position, seconds=run.seconds)
-    return record.write(run.folder, run.record, run.position, status, **more)
+    written = record.now(run.record, run.position, status, **more)
+    if run.world.is_first:
+        record.write(run.folder, written)
+    return written
 
 
 def _shape(
@@ -191,13 +220,14 @@ def _shape(
 
 
 def _announce(run: Run, model: ModelConfig, newest: Path | None) -> None:
-    config, device, counts = run.config, run.device, count(model)
+    config, device, counts, processes = run.config, run.device, count(model), run.world.size
     why = "given" if config.device != "auto" else "cuda is available" if device.type == "cuda" else "no cuda here"
     flops = counts.flops_per_token(config.batch.sequence) / 1e6
     name = config.init_from or config.model.preset
     log.info(
         f"{name}: {counts.total:,} parameters, {counts.active:,} active, "
-        f"{flops:.1f} MFLOP/token; {device.type} ({why}), {config.threads} thread(s), {config.precision}; "
+        f"{flops:.1f} MFLOP/token; {f'{processes} processes, ' if processes > 1 else ''}"
+        f"{device.type} ({why}), {config.threads} thread(s), {config.precision}; "
         f"{config.steps:,} steps of {config.batch.tokens:,} tokens"
     )
     if newest:

@@ -1,6 +1,7 @@
 """A checkpoint is a folder that is whole or absent: weights, optimiser state, and everything else as JSON.
 
 checkpoints/step-00000200/{model.safetensors, optimizer.safetensors, state.json}; state.json holds the sha256 of both.
+Files hold whole tensors, whatever number of processes wrote them; each reads the rows that it is to have.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
 from gristmill.base.config import from_mapping
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import read_object, replace_folder, sha256_file, write_json, writing
 from gristmill.trainer.checkpoints import tensor_file
-from gristmill.trainer.checkpoints.tensor_file import Unwritten
-from gristmill.trainer.optim.optimizer import Optimizer
+from gristmill.trainer.checkpoints.tensor_file import Piece, Unwritten
+from gristmill.trainer.parallel.world import ALONE, World
 
 FORMAT = "gristmill.checkpoint/1"
 FILES = ("model.safetensors", "optimizer.safetensors")
+Pieces = Mapping[str, Mapping[str, Piece]]
+"""By file, then by name."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,30 @@ def random_state() -> str:
     return base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii")
 
 
-def write(folder: Path, state: State, tensors: Mapping[str, Mapping[str, Unwritten]]) -> Path:
-    """Write checkpoints/step-N under the run `folder`: `tensors` by file, one part of one in memory at a time.
+def write(folder: Path, state: State, pieces: Pieces, world: World = ALONE) -> Path:
+    """Write checkpoints/step-N under the run `folder`, each process its pieces; all of them call this."""
+    final = folder / "checkpoints" / f"step-{state.position.step:08d}"
+    with _building(final, world) as temporary:
+        for name, own in pieces.items():
+            tensor_file.write_pieces(temporary / name, own, world.is_first, world.wait_beside)
+        if world.is_first:
+            _write_state(temporary, state, pieces)
+    return final
 
-    A checkpoint of model.safetensors alone is to be read, not trained on.
-    """
+
+def write_weights(folder: Path, state: State, weights: Mapping[str, Unwritten]) -> Path:
+    """A checkpoint to be read, not trained on: one part of one tensor is in memory at a time."""
     final = folder / "checkpoints" / f"step-{state.position.step:08d}"
     with _building(final) as temporary:
-        for name, own in tensors.items():
-            tensor_file.write(temporary / name, own, {})
-        hashes = {name: sha256_file(temporary / name) for name in tensors}
-        more = {key: value for key, value in asdict(state).items() if key != "position"}
-        write_json(temporary / "state.json", {"format": FORMAT, **asdict(state.position), **more, "sha256": hashes})
+        tensor_file.write(temporary / FILES[0], weights, {})
+        _write_state(temporary, state, FILES[:1])
     return final
+
+
+def _write_state(folder: Path, state: State, files: Iterable[str]) -> None:
+    hashes = {name: sha256_file(folder / name) for name in files}
+    more = {key: value for key, value in asdict(state).items() if key != "position"}
+    write_json(folder / "state.json", {"format": FORMAT, **asdict(state.position), **more, "sha256": hashes})
 
 
 def rotate(folder: Path, keep: int, reach: int = 1) -> None:
@@ -152,19 +164,25 @@ def before(folder: Path, step: int) -> Path | None:
     return (found or [None])[-1]
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> State:
-    """Load weights, optimiser state and the random generator's state; answers all that is no tensor.
+@torch.no_grad()
+def restore(checkpoint: Path, pieces: Pieces, world: World = ALONE) -> State:
+    """Read into pieces, and take up the random generator's state; answers all that is no tensor.
 
     Raises:
         DataError: a file is missing or damaged, its hash is not the one written with it, or it is another model's.
     """
-    state = _verified(checkpoint, FILES)
-    try:
-        model.load_state_dict(load_file(checkpoint / FILES[0]))
-    except RuntimeError as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"{checkpoint / FILES[0]}: not the weights of this model ({told:.300})") from None
-    optimizer.load_state(load_file(checkpoint / FILES[1]), str(checkpoint / FILES[1]))
+    state = _verified(checkpoint, FILES) if world.is_first else read_state(checkpoint)
+    world.wait()  # else all would read what they hash
+    for file, own in pieces.items():
+        path = checkpoint / file
+        found = tensor_file.read_file(path)
+        for name in sorted(own.keys() ^ found.keys()):
+            whose = "this run has none such" if name in found else "is missing"
+            raise DataError(f"{path}: {name} {whose}; is it of another model, or of other kinds of optimiser?")
+        for name, piece in own.items():
+            if found[name].shape != piece.shape:
+                raise DataError(f"{path}: {name} is {list(found[name].shape)}, and this run's {list(piece.shape)}")
+            piece.read(found[name])
     torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state.random_state)), dtype=torch.uint8))
     return state
 
@@ -196,9 +214,12 @@ def read_state(checkpoint: Path) -> State:
 
 
 @contextlib.contextmanager
-def _building(final: Path) -> Iterator[Path]:
+def _building(final: Path, world: World = ALONE) -> Iterator[Path]:
     """A folder beside `final` that takes its place when the block ends, and leaves nothing if it fails."""
-    temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    temporary = final.with_name(f".{final.name}.tmp")  # the same one for all processes; only one run trains here
+    if not world.is_first:
+        yield temporary
+        return
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with writing(temporary):

@@ -6,7 +6,7 @@ One is on its way at a time; a second waits for it. What goes wrong with one is 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -14,17 +14,14 @@ from types import TracebackType
 import torch
 
 from gristmill.trainer.checkpoints import checkpoint
-from gristmill.trainer.checkpoints.checkpoint import State
-from gristmill.trainer.checkpoints.tensor_file import Unwritten
-
-Tensors = Mapping[str, Mapping[str, torch.Tensor]]
-"""By file, then by name."""
+from gristmill.trainer.checkpoints.checkpoint import Pieces, State
+from gristmill.trainer.parallel.world import ALONE, World
 
 
 class CheckpointWriter:
-    def __init__(self, folder: Path, keep: int, reach: int = 1) -> None:
-        """keep, reach: as of checkpoint.rotate()."""
-        self.folder, self.keep, self.reach = folder, keep, reach
+    def __init__(self, folder: Path, keep: int, reach: int = 1, world: World = ALONE) -> None:
+        """keep, reach: as of checkpoint.rotate(). Each process of the world has its own, and all save together."""
+        self.folder, self.keep, self.reach, self.world = folder, keep, reach, world
         self._thread = ThreadPoolExecutor(1, "gristmill-checkpoint")
         self._pending: Future[None] | None = None
         self._copies: dict[tuple[str, str], torch.Tensor] = {}  # kept from one checkpoint to the next
@@ -32,36 +29,39 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         return self
 
-    def prepare(self, tensors: Tensors) -> None:
+    def prepare(self, pieces: Pieces) -> None:
         """Get the memory for copies of these, in the other thread: the system gives it out slowly the first time."""
 
         def touch() -> None:
-            for file, own in tensors.items():
-                for name, value in own.items():
-                    bytes_A = self._buffer((file, name), value).view(-1).view(torch.uint8).numpy()
+            for file, own in pieces.items():
+                for name, piece in own.items():
+                    bytes_A = self._buffer((file, name), piece.tensor).view(-1).view(torch.uint8).numpy()
                     bytes_A[:: mmap.PAGESIZE] = 0
 
         self._pending = self._thread.submit(touch)
 
-    def save(self, state: State, tensors: Tensors, first: Callable[[], object], then: Callable[[], object]) -> None:
-        """Copy the tensors, and begin to write. In the other thread, `first` comes before the files, `then` when the
-        checkpoint stands and older ones are removed."""
+    def save(self, state: State, pieces: Pieces, first: Callable[[], object], then: Callable[[], object]) -> None:
+        """Copy the tensors, and begin to write. In the other thread of the first process, `first` comes before the
+        files, `then` when the checkpoint stands and older ones are removed."""
         self.wait()
         copies = {
             file: {
-                name: _unwritten(self._buffer((file, name), value).copy_(value.detach(), non_blocking=True))
-                for name, value in own.items()
+                name: piece._replace(tensor=self._copy((file, name), piece.tensor.detach()))
+                for name, piece in own.items()
             }
-            for file, own in tensors.items()
+            for file, own in pieces.items()
         }
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies have been asked for, not waited for
 
         def write() -> None:
-            first()
-            checkpoint.write(self.folder, state, copies)
-            checkpoint.rotate(self.folder, self.keep, self.reach)
-            then()
+            if self.world.is_first:
+                first()
+            checkpoint.write(self.folder, state, copies, self.world)
+            if self.world.is_first:
+                checkpoint.rotate(self.folder, self.keep, self.reach)
+                then()
+            self.world.wait_beside()  # where it stands for one, it stands for all
 
         self._pending = self._thread.submit(write)
 
@@ -90,11 +90,10 @@ class CheckpointWriter:
         finally:
             self._copies.clear()
 
+    def _copy(self, key: tuple[str, str], value: torch.Tensor) -> torch.Tensor:
+        return self._buffer(key, value).copy_(value, non_blocking=True)
+
     def _buffer(self, key: tuple[str, str], like: torch.Tensor) -> torch.Tensor:
         if key not in self._copies:
             self._copies[key] = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
         return self._copies[key]
-
-
-def _unwritten(tensor: torch.Tensor) -> Unwritten:
-    return Unwritten(tensor.dtype, tuple(tensor.shape), lambda: [tensor])

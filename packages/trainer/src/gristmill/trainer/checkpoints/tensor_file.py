@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -82,6 +84,31 @@ class Unwritten(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class Piece(NamedTuple):
+    """What a process has of a tensor: of its first dimension, rows [first, first + len(tensor))."""
+
+    tensor: torch.Tensor
+    shape: tuple[int, ...]
+    first: int
+
+    @property
+    def is_whole(self) -> bool:
+        return tuple(self.tensor.shape) == self.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def size(self) -> int:
+        """Of the whole tensor, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, source: Source) -> None:
+        """Take the rows out of a tensor of the same shape."""
+        self.tensor.copy_(source.read() if self.is_whole else source.read(slice(self.first, self.first + len(self.tensor))))
+
+
 def read_file(file: Path) -> dict[str, OnDisk]:
     """What a file holds; its header alone is read.
 
@@ -129,6 +156,43 @@ def write(path: Path, tensors: Mapping[str, Unwritten], metadata: Mapping[str, s
 
     Wider number formats come first, as in safetensors' own files: then each tensor is aligned to its elements.
     """
+    head, starts = _head(tensors, metadata)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(head)
+        for name, start in starts.items():
+            for part in tensors[name].parts():
+                file.write(_bytes(part.to(tensors[name].dtype)))
+            if file.tell() != start + tensors[name].size:
+                raise ValueError(f"{path}: the parts of {name} are not of its size")
+
+
+def write_pieces(path: Path, pieces: Mapping[str, Piece], is_first: bool, wait: Callable[[], object]) -> None:
+    """A safetensors file to which each process of several brings its pieces; rows that several have are the same.
+
+    Args:
+        is_first: of one process, which makes the file, and brings what is whole.
+        wait: until all processes have come here.
+    """
+    head, starts = _head(pieces, {})
+    if is_first:
+        with path.open("wb") as file:
+            file.write(head)
+            file.truncate(max(start + pieces[name].size for name, start in starts.items()))
+    wait()
+    with path.open("r+b") as file:
+        for name, start in starts.items():
+            piece = pieces[name]
+            if is_first or not piece.is_whole:
+                row = piece.size // piece.shape[0] if piece.shape and piece.shape[0] else 0
+                file.seek(start + piece.first * row)
+                file.write(_bytes(piece.tensor))
+        file.flush()
+        os.fsync(file.fileno())
+    wait()
+
+
+def _head(tensors: Mapping[str, Unwritten] | Mapping[str, Piece], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """What a file begins with, and where in it each tensor begins, in their order."""
     order = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     at = 0
@@ -138,12 +202,10 @@ def write(path: Path, tensors: Mapping[str, Unwritten], metadata: Mapping[str, s
         at += tensor.size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, tensor in order:
-            end = file.tell() + tensor.size
-            for part in tensor.parts():
-                flat = part.detach().to("cpu", tensor.dtype).contiguous().reshape(-1)
-                file.write(flat.view(torch.uint8).numpy().data)
-            if file.tell() != end:
-                raise ValueError(f"{path}: the parts of {name} are not of its size")
+    head = struct.pack("<Q", len(text)) + text
+    ends = accumulate((tensor.size for _, tensor in order), initial=len(head))
+    return head, dict(zip((name for name, _ in order), ends))
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

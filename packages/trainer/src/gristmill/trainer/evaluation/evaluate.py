@@ -6,6 +6,7 @@ if alone. Every token is scored once, the first one from EOS. B rows, S position
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from gristmill.shards.reader import Dataset, open_dataset
 from gristmill.trainer.data import Document, find_tokenizer, held_out
 from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.parallel.world import ALONE, World
 from gristmill.trainer.run_folder import load_model
 
 ROWS = 16  # windows scored at once
@@ -74,17 +76,25 @@ def evaluate(
     return summary
 
 
-def score(model: Transformer, documents: Sequence[Document], sequence: int, eos: int) -> np.ndarray:
-    """Negative log-likelihood of each document in nats, summed over the tokens that are scored: float64 [documents]."""
+def score(
+    model: Transformer, documents: Sequence[Document], sequence: int, eos: int, world: World = ALONE
+) -> np.ndarray:
+    """Negative log-likelihood of each document in nats, summed over the tokens that are scored: float64 [documents].
+
+    The processes of a world take batches in turn, and each answers for all documents, with the same bits.
+    """
     was_training = model.training
     model.eval()  # experts have another capacity outside training, and those that choose tokens there no longer do
     total = np.zeros(len(documents))
     device = model.embedding_VD.device
-    for rows in _pack(documents, sequence, eos):
-        inputs, targets, starts = (torch.from_numpy(array).to(device) for array in rows[:3])
-        nll_BS = model.token_nll(inputs, targets, from_starts(starts)).cpu().double().numpy()
-        real = rows.document_BS >= 0
-        total += np.bincount(rows.document_BS[real], weights=nll_BS[real], minlength=len(documents))
+    packed = _pack(documents, sequence, eos)
+    while together := list(itertools.islice(packed, world.size)):
+        own = together[min(world.rank, len(together) - 1)]  # nobody may stand aside, as weights are gathered from all
+        inputs, targets, starts = (torch.from_numpy(array).to(device) for array in own[:3])
+        nll_WBS = world.gather(model.token_nll(inputs, targets, from_starts(starts))).cpu().double().numpy()
+        for rows, nll_BS in zip(together, nll_WBS):
+            real = rows.document_BS >= 0
+            total += np.bincount(rows.document_BS[real], weights=nll_BS[real], minlength=len(documents))
     model.train(was_training)
     return total
 

@@ -15,7 +15,7 @@ from gristmill.trainer.optim.config import OptimizerConfig
 WIDTH_POWER = 0.5  # the weights' own size, 1 / sqrt(width), is the other half
 
 
-def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+def build(groups: list[dict[str, Any]], config: OptimizerConfig, *_rows: object) -> torch.optim.Optimizer:
     return torch.optim.Adafactor(groups)
 
 

@@ -1,7 +1,8 @@
 """One optimiser of any kinds: weights fall into groups with their own kind, rate and decay; state goes by their names.
 
-Each kind is one file: build(groups, config) makes torch's optimiser of it, slots(parameter) what it keeps of a
-parameter, and WIDTH_POWER says how its rates go with the model's width.
+Each kind is one file: build(groups, config, whole, mine) makes torch's optimiser of it, slots(parameter) what it keeps
+of a parameter, and WIDTH_POWER says how its rates go with the model's width. Of each weight it works on the rows that
+this process has.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
-from gristmill.base.errors import DataError
+from gristmill.base.errors import UsageError
+from gristmill.trainer.checkpoints.tensor_file import Piece
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import adafactor, adamw, muon, qk_clip
 from gristmill.trainer.optim.config import GROUPS, OptimizerConfig
+from gristmill.trainer.parallel.shards import Shards
 
 KINDS = {"adamw": adamw, "muon": muon, "adafactor": adafactor}
 TABLES = ("embedding_VD", "head_VD")
@@ -31,9 +34,9 @@ class Optimizer:
 
     def __init__(
         self, groups: dict[str, Named], parts: list[torch.optim.Optimizer], slots: dict[str, dict[str, torch.Tensor]],
-        watched: list[qk_clip.Watched], config: OptimizerConfig,
+        watched: list[qk_clip.Watched], config: OptimizerConfig, shards: Shards,
     ) -> None:  # fmt: skip
-        self.groups, self.parts = groups, parts
+        self.groups, self.parts, self.shards = groups, parts, shards
         self._slots, self._watched, self._config = slots, watched, config
         together = {"all": [one for named in groups.values() for one in named]}
         self._cut_together = together if config.clip_by == "all" else groups
@@ -51,7 +54,7 @@ class Optimizer:
     @torch.no_grad()
     def clip(self) -> dict[str, torch.Tensor]:
         """Norms of the gradients by group, and of "all", as they were; then cut as configured."""
-        norms = {name: _norm(named) for name, named in self.groups.items()}
+        norms = self.norms({name: [own.grad for _, own in named] for name, named in self.groups.items()})
         norms["all"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
         if self._config.clip:
             for name, named in self._cut_together.items():
@@ -62,35 +65,32 @@ class Optimizer:
         for part in self.parts:
             part.step()
         for attention in self._watched:
-            attention.clip_scores(self._config.qk_clip)
+            assert attention.largest_H is not None
+            largest_H = self.shards.world.gather(attention.largest_H).amax(0)
+            for weight, shrink_F in attention.shrinkage_of_rows(largest_H, self._config.qk_clip):
+                own = self.shards.of(weight).rows
+                own.mul_(self.shards.mine(own, shrink_F[:, None]))
+
+    def norms(self, tensors: Mapping[str, list[torch.Tensor | None]]) -> dict[str, torch.Tensor]:
+        """By group, the norm of tensors that stand in the order of its weights (None: zeros)."""
+        weights = {name: [own for _, own in named] for name, named in self.groups.items()}
+        return self.shards.norms({name: list(zip(weights[name], own, strict=True)) for name, own in tensors.items()})
 
     def zero_grad(self) -> None:
         """Forget gradients, and what was seen of the scores."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+        self.shards.forget_gradients()
         for attention in self._watched:
             attention.watch_scores()
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Piece]:
         """`<slot>/<parameter>` -> tensor, for every tensor that is kept: the same names before the first step."""
-        return {f"{slot}/{name}": value for name, own in self._slots.items() for slot, value in own.items()}
-
-    @torch.no_grad()
-    def load_state(self, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-        """Take up what state() answered; `where` names the file.
-
-        Raises:
-            DataError: it is of another model, or of other kinds of optimiser.
-        """
-        own = self.state()
-        for key in sorted(own.keys() ^ tensors.keys()):
-            slot, _, name = key.partition("/")
-            whose = "which this model's optimiser has not" if key in tensors else "is missing"
-            raise DataError(f"{where}: optimiser state {slot!r} of {name!r} {whose}; is it of another configuration?")
-        for key, value in tensors.items():
-            if value.shape != own[key].shape:
-                raise DataError(f"{where}: {key} is {list(value.shape)}, and this model's {list(own[key].shape)}")
-            own[key].copy_(value)
+        return {
+            f"{slot}/{name}": self.shards.piece(name, value)
+            for name, own in self._slots.items()
+            for slot, value in own.items()
+        }
 
 
 class _Alike(NamedTuple):
@@ -101,7 +101,7 @@ class _Alike(NamedTuple):
     maps: int
 
 
-def build(model: Transformer, config: OptimizerConfig) -> Optimizer:
+def build(model: Transformer, config: OptimizerConfig, shards: Shards | None = None) -> Optimizer:
     """With model.base_width, the rates of matrices inside the network go with base_width / width, so that a rate found
     at one width holds at another (muP, arXiv 2203.03466, table 8). That is for models whose other widths (heads,
     expert_width) grow with `width`. The rest of the table: matrices begin at 1 / sqrt(inputs), tables at a std that
@@ -109,20 +109,31 @@ def build(model: Transformer, config: OptimizerConfig) -> Optimizer:
 
     Weights that came in bf16 become fp32, as the state is: bf16 would lose small steps.
 
+    Args:
+        shards: of the model, where it is spread over processes.
+
     Raises:
-        UsageError: qk_clip where no attention has scores to clip.
+        UsageError: qk_clip where no attention has scores to clip; Adafactor, which looks at whole weights, on shares.
     """
+    if shards is None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        shards = Shards(model)
     wider = model.config.base_width / model.config.width if model.config.base_width else 1.0
     groups: dict[str, Named] = {group: [] for group in GROUPS}
     slots: dict[str, dict[str, torch.Tensor]] = {}
     alike: dict[str, dict[_Alike, Named]] = defaultdict(lambda: defaultdict(list))
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-        group = group_of(name, parameter)
+    for name, own in shards.own.items():
+        parameter, group = own.rows, group_of(name, own.rows)
         groups[group].append((name, parameter))
         settings = config.of(group)
         is_map = parameter.ndim > 1 and name.rpartition(".")[2] not in FIXED
         kind = settings.kind if is_map or settings.kind != "muon" else "adamw"
+        if kind == "adafactor" and not own.is_whole:
+            raise UsageError(
+                "optimizer.kind adafactor looks at whole weights, and processes have shares of them: give "
+                "--parallel.data replicate and --parallel.ep 1, or another kind"
+            )
         scale = wider ** KINDS[kind].WIDTH_POWER if is_map and group != "embeddings" else 1.0
         maps = 2 if "gate_up" in name else 1
         alike[kind][_Alike(settings.learning_rate * scale, settings.weight_decay, maps)].append((name, parameter))
@@ -133,11 +144,11 @@ def build(model: Transformer, config: OptimizerConfig) -> Optimizer:
             {"params": [parameter for _, parameter in named], "lr": about.peak, **about._asdict()}
             for about, named in sorts.items()
         ]
-        part = KINDS[kind].build(own, config)
+        part = KINDS[kind].build(own, config, shards.whole, shards.mine)
         part.state.update({parameter: slots[name] for named in sorts.values() for name, parameter in named})
         parts.append(part)
     watched = qk_clip.watch(model) if config.qk_clip and config.of("dense").learning_rate else []
-    return Optimizer({name: own for name, own in groups.items() if own}, parts, slots, watched, config)
+    return Optimizer({name: own for name, own in groups.items() if own}, parts, slots, watched, config, shards)
 
 
 def group_of(name: str, parameter: torch.Tensor) -> str:
@@ -147,8 +158,3 @@ def group_of(name: str, parameter: torch.Tensor) -> str:
     if parameter.ndim < 2:
         return "norms"
     return next((group for group in ("router", "experts") if f".ffn.{group}." in name), "dense")
-
-
-def _norm(named: Named) -> torch.Tensor:
-    gradients = [own.grad for _, own in named if own.grad is not None]
-    return get_total_norm(gradients or [named[0][1].new_zeros(())])

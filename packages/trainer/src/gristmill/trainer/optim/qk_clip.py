@@ -1,7 +1,8 @@
 """QK-clip: no head's scores grow without bound (Kimi K2, arXiv 2507.20534, algorithm 1).
 
 Attention that can do it tells so by `can_clip`; once watched, it keeps each head's largest score of the batch in
-`largest_H`, and clip_scores() scales down the query and key weights of the heads where that exceeds a bound.
+`largest_H`, and shrinkage_of_rows() tells by what to scale down the query and key weights of the heads where that
+exceeds a bound.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol, cast
 
 import torch
+from torch import nn
 
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model.transformer import Transformer
@@ -19,7 +21,9 @@ class Watched(Protocol):
     largest_H: torch.Tensor | None
 
     def watch_scores(self) -> None: ...
-    def clip_scores(self, most: float) -> None: ...
+    def shrinkage_of_rows(self, largest_H: torch.Tensor, most: float) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Weights, and a factor for each of their rows."""
+        ...
 
 
 def watch(model: Transformer) -> list[Watched]:

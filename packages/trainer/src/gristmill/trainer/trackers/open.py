@@ -74,12 +74,33 @@ def find_adapters(config: TrackersConfig) -> dict[str, Callable[[About], Adapter
     return {name: _import(name) for name in config.use}
 
 
-def open_trackers(config: TrackersConfig, folder: Path, record: Mapping[str, Any], last_step: int) -> Trackers:
+class _Silence(Trackers):
+    """Of a process that another one tells for."""
+
+    def __init__(self) -> None:
+        self._adapters = {}
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_trackers(
+    config: TrackersConfig, folder: Path, record: Mapping[str, Any], last_step: int, tells: bool = True
+) -> Trackers:
     """Open all; events after `last_step` (-1: none is kept) will happen again.
 
     Args:
         record: the content of run.json.
+        tells: False: of what these trackers are told, nothing is written.
     """
+    if not tells:
+        return _Silence()
     classes = find_adapters(config)
     adapters: dict[str, Adapter] = {}
     for name, adapter in classes.items():

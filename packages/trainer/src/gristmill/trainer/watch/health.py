@@ -6,13 +6,13 @@ All numbers of a step leave the device in one transfer. L layers with experts, E
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.optim.optimizer import Optimizer
 
 LOGIT_BINS, LOGIT_REACH = 32, 8.0  # equal bins from -8 to 8; what lies beyond is counted in the outermost
 LOSSES = ("balance", "sequence", "z", "dropped")  # a RouterReport's, in the order of losses_L4
@@ -95,24 +95,25 @@ def logit_shares(logits_TE: torch.Tensor) -> torch.Tensor:
     return count_N.scatter_add(0, bin_A, torch.ones_like(bin_A, dtype=count_N.dtype)) / len(bin_A)
 
 
-Groups = Mapping[str, Iterable[tuple[str, nn.Parameter]]]
-Weights = Mapping[str, list[torch.Tensor]]
+Weights = Mapping[str, list[torch.Tensor | None]]
 
 
 @torch.no_grad()
-def copies(groups: Groups) -> Weights:
+def copies(optimizer: Optimizer) -> Weights:
     """The weights as they are, group by group: as much memory as the model, for as long as this is kept."""
-    return {group: [parameter.detach().clone() for _, parameter in own] for group, own in groups.items()}
+    return {group: [parameter.detach().clone() for _, parameter in own] for group, own in optimizer.groups.items()}
 
 
 @torch.no_grad()
-def relative_updates(groups: Groups, before: Weights) -> dict[str, float]:
+def relative_updates(optimizer: Optimizer, before: Weights) -> dict[str, float]:
     """By group, the norm of what was added to the weights since they were `before` (which this overwrites), over the
     norm that they had."""
-    ratios = []
-    for group, own in groups.items():
-        size = nn.utils.get_total_norm(before[group])
-        for old, (_, parameter) in zip(before[group], own):
+    sizes = optimizer.norms(before)
+    for group, own in optimizer.groups.items():
+        for old, (_, parameter) in zip(before[group], own, strict=True):
+            assert old is not None
             old.sub_(parameter.detach())
-        ratios.append(nn.utils.get_total_norm(before[group]) / size.clamp(min=torch.finfo(size.dtype).tiny))
-    return dict(zip(groups, fetch([torch.stack(ratios)])[0]))
+    changes = optimizer.norms(before)
+    tiny = torch.finfo(torch.float32).tiny
+    ratios = [changes[group] / sizes[group].clamp(min=tiny) for group in before]
+    return dict(zip(before, fetch([torch.stack(ratios)])[0]))

@@ -50,16 +50,14 @@ class Attention(nn.Module):
         return self.output(y_BHSd.transpose(1, 2).flatten(2))
 
     def watch_scores(self) -> None:
-        self.largest_H = self.query.weight.new_zeros(self.query.weight.shape[0] // self.head_dim)
+        heads = self.query.weight.shape[0] // self.head_dim
+        self.largest_H = torch.zeros(heads, device=self.query.weight.device)
 
-    @torch.no_grad()
-    def clip_scores(self, most: float) -> None:
+    def shrinkage_of_rows(self, largest_H: torch.Tensor, most: float) -> list[tuple[nn.Parameter, torch.Tensor]]:
         """Queries and keys by a root each. Keys that heads share stay as they are, and queries take it all."""
-        assert self.largest_H is not None
-        shrink_H = shrinkage(self.largest_H, most)
         maps = [self.query, self.key] if self.key.weight.shape == self.query.weight.shape else [self.query]
-        for one in maps:
-            one.weight.unflatten(0, (-1, self.head_dim)).mul_(shrink_H[:, None, None] ** (1 / len(maps)))
+        shrink_F = shrinkage(largest_H, most).repeat_interleave(self.head_dim) ** (1 / len(maps))
+        return [(one.weight, shrink_F) for one in maps]
 
     def flops(self, sequence: int) -> float:
         """Forward FLOPs of scores and of their product with values: per token, the mean over a sequence."""

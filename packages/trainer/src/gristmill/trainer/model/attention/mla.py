@@ -102,20 +102,18 @@ class Attention(nn.Module):
         return self.output(y_BHSv.transpose(1, 2).flatten(2))
 
     def watch_scores(self) -> None:
-        self.largest_H = self.key_value_up.weight.new_zeros(self.heads)
+        self.largest_H = torch.zeros(self.heads, device=self.key_value_up.weight.device)
 
-    @torch.no_grad()
-    def clip_scores(self, most: float) -> None:
+    def shrinkage_of_rows(self, largest_H: torch.Tensor, most: float) -> list[tuple[nn.Parameter, torch.Tensor]]:
         """A head's own parts of queries and keys by a root each; against the rotary key, which heads share, the
         queries take it all."""
-        assert self.largest_H is not None
-        shrink_H11 = shrinkage(self.largest_H, most)[:, None, None]
-        query = self.query_up if self.q_lora else self.query
-        q_HqD = query.weight.unflatten(0, (self.heads, -1))
-        q_HqD[:, : self.nope_dim].mul_(shrink_H11.sqrt())
-        q_HqD[:, self.nope_dim :].mul_(shrink_H11)
-        up_HuL = self.key_value_up.weight.unflatten(0, (self.heads, -1))
-        up_HuL[:, : self.nope_dim].mul_(shrink_H11.sqrt())
+        shrink_H1 = shrinkage(largest_H, most)[:, None]
+        query, up = (self.query_up if self.q_lora else self.query).weight, self.key_value_up.weight
+        shrink_Hq = shrink_H1.repeat(1, query.shape[0] // self.heads)
+        shrink_Hq[:, : self.nope_dim] = shrink_H1.sqrt()
+        shrink_Hu = torch.ones_like(shrink_H1).repeat(1, up.shape[0] // self.heads)
+        shrink_Hu[:, : self.nope_dim] = shrink_H1.sqrt()
+        return [(query, shrink_Hq.flatten()), (up, shrink_Hu.flatten())]
 
     def flops(self, sequence: int) -> float:
         """Forward FLOPs of scores and of their product with values: per token, the mean over a sequence."""

@@ -32,7 +32,7 @@ class MixtureOfExperts(nn.Module):
         hidden = config.shared_experts * config.expert_width
         self.shared = SwiGLU(config.width, hidden, precision) if hidden else None
         self.residual = Residual(config, precision) if config.residual else None
-        self.bungee = nn.Parameter(torch.full((), config.bungee)) if config.bungee else None
+        self.bungee = nn.Parameter(torch.full((1,), config.bungee)) if config.bungee else None
         self.output_norm = RMSNorm(config.width, config.norm_eps) if config.output_norm else None
 
     def forward(self, x_BSD: torch.Tensor) -> tuple[torch.Tensor, RouterReport]:

@@ -18,8 +18,8 @@ TINIEST = 2.0**-126  # the smallest normal fp32 number: scales stay at or above 
 class StochasticRounding:
     """Draws that decide whether a number is rounded up or down, by a generator of their own.
 
-    The generator begins anew at every step: what is drawn depends on seed and step alone, so a run that was resumed
-    rounds as one that was never stopped. Gradients alone are rounded so; computing activations again draws nothing.
+    The generator begins anew at every pass of every step: what is drawn depends on seed, step and pass alone, so a run
+    that was resumed, or has other processes now, rounds as one that was never stopped. Gradients alone are rounded so; computing activations again draws nothing.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -27,8 +27,8 @@ class StochasticRounding:
         self.generator = torch.Generator(device)
         self.begin(0)
 
-    def begin(self, step: int) -> None:
-        digest = hashlib.sha256(f"stochastic rounding {self.seed} {step}".encode()).digest()
+    def begin(self, step: int, part: int = 0) -> None:
+        digest = hashlib.sha256(f"stochastic rounding {self.seed} {step} {part}".encode()).digest()
         self.generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def draw(self, like: torch.Tensor) -> torch.Tensor:
