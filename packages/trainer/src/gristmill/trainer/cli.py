@@ -21,7 +21,7 @@ from gristmill.base.errors import UsageError
 from gristmill.trainer.comparison.proxies_config import ProxiesConfig
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model.config import ModelOverrides, ModelSection, resolve
-from gristmill.trainer.planning.plan_config import PlanConfig
+from gristmill.trainer.planning.plan_config import PlanConfig, defaults
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -149,15 +149,19 @@ def plan(arguments: list[str]) -> int:
     """Tell what a run would take, before anything starts: epochs, steps, memory, time, cost. Nothing is written.
 
     Takes what trainer run takes. Time comes from a few steps of the real model on this machine, or, with --gpu, from
-    that GPU's peak and a share of it that is assumed.
+    that GPU's peak and a share of it that is assumed. Without --mixture and --data it is of the model alone; with --gpu
+    then 1T tokens, in bf16, in steps of 1024 windows of 4096 tokens, as many at a time as fit.
 
     Examples:
         trainer plan --mixture web40_code20 --data shards/filtered --tokens 50M
         trainer plan --config small.toml --tokens 10B --precision bf16 --gpu H100 --price-per-hour 2.5
+        trainer plan --preset moonlet-7b-a2b --gpu H100 --mesh ep=8,dp=2 --recompute
+        trainer plan --preset deepseek-v3 --gpu H100 --gpus 256 --recompute --price-per-hour 2
     """
-    config = cli.parse_config(PlanConfig, arguments, "trainer plan", inspect.cleandoc(plan.__doc__ or ""))
+    about = inspect.cleandoc(plan.__doc__ or "")
+    config = cli.parse_config(PlanConfig, arguments, "trainer plan", about, defaults(arguments))
     from gristmill.trainer.planning.plan import plan as reckon
-    from gristmill.trainer.planning.plan import table
+    from gristmill.trainer.planning.table import table
 
     result = reckon(config)
     print(json.dumps(result, indent=2) if config.json else table(result))
