@@ -269,6 +269,28 @@ def generate(
     return 0
 
 
+def check(arguments: list[str]) -> int:
+    """Check a run before the expensive part: data, mixture, shapes, and 20 smoke steps of a narrow model on the CPU.
+
+    Takes what trainer run takes, and writes RUN/checked.json. trainer run --require-check refuses a run that was not
+    checked with this configuration, this data and this code.
+
+    Examples:
+        trainer check --mixture web40_code20 --data shards/filtered --output training/filtered
+        trainer check --config run.toml --data shards --output training/run --price-per-hour 0.2
+    """
+    from gristmill.trainer import check as checks
+
+    config = cli.parse_config(checks.CheckConfig, arguments, "trainer check", inspect.cleandoc(check.__doc__ or ""))
+    marker = checks.check(config)
+    smoke = marker["smoke"]
+    print(
+        f"{config.folder / checks.MARKER}: {smoke['steps']} smoke steps, loss {smoke['first_loss']:.3f} to "
+        f"{smoke['last_loss']:.3f}, in {marker['seconds']:,.0f} s"
+    )
+    return 0
+
+
 def config(arguments: list[str]) -> int:
     """Make a run file of a DeepSpeed file or of Megatron's flags: trainer config import --help."""
     from gristmill.trainer.config_import import command
@@ -369,7 +391,7 @@ def _outcome(record: dict, output: str) -> str:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="trainer: %(message)s", stream=sys.stderr)
     commands: dict[str, cli.Command] = {"plan": plan, "run": run, "finetune": finetune, "compare": compare}
-    commands["config"] = config
+    commands |= {"config": config, "check": check}
     for function in (resume, eval_, generate, params, import_, export):
         name = function.__name__.rstrip("_")  # import and eval are words of Python's
         commands[name] = cli.typed(function, f"trainer {name}")
