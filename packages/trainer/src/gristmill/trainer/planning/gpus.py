@@ -14,6 +14,7 @@ from gristmill.base.errors import UsageError
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.counts import Counts
+from gristmill.trainer.optim.config import GROUPS
 from gristmill.trainer.planning import memory, traffic
 from gristmill.trainer.planning.mesh import Mesh, every
 from gristmill.trainer.planning.plan_config import PlanConfig
@@ -30,21 +31,33 @@ def reckon(config: PlanConfig, model: ModelConfig, counts: Counts) -> list[dict[
     Raises:
         UsageError: a GPU whose peak or links are not known, or not in this number format; a mesh that cannot be.
     """
-    peak = _peak(config)
+    _ = _peak(config)  # one that is not known
     experts = {model.experts_of(layer) for layer in model.moe_layers}
-    meshes = config.meshes or every(config.gpus or 1, experts)
+    meshes = config.meshes or every(config.gpus or 1, experts, config.parallel.data)
     for mesh in meshes:
-        if odd := [number for number in sorted(experts) if number % mesh.ep]:
-            raise UsageError(f"--mesh {mesh}: a layer's {odd[0]} experts are not divided by {mesh.ep}")
-        if mesh.ep > 1 and model.router == "expert_choice":
-            raise UsageError(f"--mesh {mesh}: with router expert_choice experts are not spread; give ep=1")
-        if config.batch.sequences % mesh.gpus:
-            raise UsageError(
-                f"--mesh {mesh}: a step's {config.batch.sequences} windows are not divided by {mesh.gpus} GPUs; give "
-                "--batch.sequences"
-            )
-    entries = [_entry(config, model, counts, mesh, peak, _links(config, peak, mesh)) for mesh in meshes]
+        _require_possible(config, mesh, experts)
+    entries = [_entry(config, model, counts, mesh) for mesh in meshes]
     return sorted(entries, key=lambda entry: (entry["short"] > 0, -entry["time"]["tokens_per_second"]))
+
+
+def _require_possible(config: PlanConfig, mesh: Mesh, experts: set[int]) -> None:
+    """Raises UsageError where trainer run would."""
+    if mesh.gpus == 1:
+        return
+    if mesh.ep > 1 and (odd := [number for number in sorted(experts) if number % mesh.ep] or (not experts and [0])):
+        raise UsageError(f"mesh {mesh}: {mesh.ep} GPUs do not divide the {odd[0]} experts of a layer")
+    micro = 1 if config.largest_micro else config.batch.micro
+    if config.batch.sequences % (mesh.gpus * micro):
+        raise UsageError(
+            f"mesh {mesh}: {config.batch.sequences} windows in passes of {micro} (batch.micro) cannot be shared by "
+            f"{mesh.gpus} GPUs: make batch.sequences a multiple of batch.micro x GPUs"
+        )
+    if "adafactor" in _optimisers(config) and (mesh.ep > 1 or mesh.data == "shard"):
+        raise UsageError(f"mesh {mesh}: adafactor looks at whole weights; give ep=1,dp={mesh.gpus},data=replicate")
+
+
+def _optimisers(config: PlanConfig) -> set[str]:
+    return {config.optimizer.of(group).kind for group in GROUPS}
 
 
 def _peak(config: PlanConfig) -> Peak:
@@ -70,16 +83,15 @@ def _links(config: PlanConfig, peak: Peak, mesh: Mesh) -> Links:
     return links._replace(source=f"{links.source}, or as given") if given else links
 
 
-def _entry(
-    config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, peak: Peak, links: Links
-) -> dict[str, Any]:
+def _entry(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh) -> dict[str, Any]:
+    peak = _peak(config)
     has = peak.memory_gb and peak.memory_gb * 1e9
     memory_of = memory.ByMicro(model, config, mesh)
     largest = memory_of.largest(has * FILLED) if has else None
     rows = config.batch.sequences // mesh.gpus
     micro = min(config.batch.micro, rows)
     if config.largest_micro and largest:
-        micro = -(-rows // -(-rows // largest))  # as few passes, and as even
+        micro = max(size for size in range(1, largest + 1) if rows % size == 0)
     needed = memory_of(micro)
     sent = _traffic(config, model, counts, mesh, -(-rows // micro), rows)
     return {
@@ -90,7 +102,7 @@ def _entry(
         "memory": {**needed._asdict(), "total": needed.total, "assumes": memory.ASSUMES},
         "short": max(needed.total - has * FILLED, 0.0) if has else 0.0,
         "traffic": {name: one._asdict() for name, one in (*sent._asdict().items(), ("total", sent.total))},
-        **_time(config, model, counts, mesh, peak, links, sent),
+        **time(config, model, counts, mesh, sent),
     }
 
 
@@ -102,14 +114,18 @@ def _traffic(
     routed = rows * config.batch.sequence * model.top_k * len(model.moe_layers)
     item = precision.build(config.precision, config.expert_precision).dtype.itemsize
     weights = Weights(outer, counts.total - experts - outer, experts)
-    return traffic.of_step(
-        mesh, config.gpus_per_node, weights, routed * model.width * item, passes, config.recompute
-    )
+    sent = traffic.of_step(mesh, config.gpus_per_node, weights, routed * model.width * item, passes, config.recompute)
+    if "muon" in _optimisers(config) and mesh.data == "shard":
+        return sent._replace(weights=sent.weights.plus(traffic.of_matrices(mesh, config.gpus_per_node, weights)))
+    return sent
 
 
-def _time(
-    config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, peak: Peak, links: Links, sent: Traffic
+def time(
+    config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, sent: Traffic = Traffic()
 ) -> dict[str, Any]:
+    """time, assumptions and cost of the whole budget, where each GPU sends so much in a step."""
+    peak = _peak(config)
+    links = _links(config, peak, mesh)
     per_token = counts.flops_per_token(config.batch.sequence)
     again = (per_token - 6 * model.vocab * model.width) / 3 if config.recompute else 0.0  # all but the head, forward
     tokens = config.batch.tokens / mesh.gpus

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -93,8 +93,7 @@ def parts(
         if ep > 1:
             for block in network.blocks:
                 if isinstance(block.ffn, MixtureOfExperts):
-                    block.ffn.spread(EvenLink(ep))
-                    block.ffn.experts._ask = partial(_even, ep)  # pyright: ignore
+                    spread(block.ffn, EvenLink(ep))
         optimizer = optim.build(network, config.optimizer)
         sizes = [_size(f"blocks.{at}.", network, optimizer) for at in range(len(network.blocks))]
         outer = _size("", network, optimizer)
@@ -107,6 +106,9 @@ def parts(
         for parameter in network.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        for one in optimizer.state().values():
+            if isinstance(one.tensor, FakeTensor) and not one.tensor.ndim:
+                one.tensor.item_memo = 0  # AdamW looks at its number of steps
         held.mark(network)
         optimizer.begin(1.0)
         optimizer.clip()
@@ -185,13 +187,17 @@ class EvenLink(AllToAll):
 
     def __init__(self, ranks: int) -> None:
         self.ranks, self.rank, self.bytes_sent = ranks, 0, 0
-        self.group = self.move = cast(Any, self._arrived)
-
-    def _arrived(self, *_: object) -> Pending:
-        return self
+        self.group = cast(Any, None)
+        self.move = lambda *_: self
 
     def wait(self) -> None:
         pass
+
+
+def spread(layer: MixtureOfExperts, link: EvenLink) -> None:
+    """Leave this rank its experts; what it would ask the others is answered for them."""
+    layer.spread(link)
+    layer.experts._ask = partial(_even, link.ranks)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _even(ranks: int, where: dispatch.TokenChoice) -> tuple[torch.Tensor, list[int], list[int]]:
@@ -262,7 +268,7 @@ def _size(prefix: str, network: Transformer, optimizer: optim.Optimizer) -> Size
     def is_expert(name: str) -> bool:
         return ".ffn.experts." in name
 
-    state = [(name.partition("/")[2], one) for name, one in optimizer.state().items()]
+    state = [(name.partition("/")[2], one.tensor) for name, one in optimizer.state().items()]
     weights, gradients = list(network.state_dict().items()), list(network.named_parameters())
     every = (weights, gradients, state)
     return Size(*(of(one) for one in every), *(of(one, is_expert) for one in every))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.optim.config import GROUPS
 from gristmill.trainer.planning import measure
 from gristmill.trainer.planning.measure import Layer, Parts, Phase, Size
 from gristmill.trainer.planning.mesh import Mesh
@@ -101,7 +102,8 @@ def _is_fresh(mesh: Mesh, micro: int, rows: int) -> bool:
 def fullest(parts: Parts, model: ModelConfig, config: TrainConfig, mesh: Mesh, fresh: bool) -> Memory:
     here = share(parts, mesh)
     item = precision.build(config.precision, config.expert_precision).dtype.itemsize
-    moments = list(_moments(parts, mesh, model.width * item, fresh, here.gradients))
+    kinds = {config.optimizer.of(group).kind for group in GROUPS}
+    moments = [*_moments(parts, mesh, model.width * item, fresh, here.gradients), _step(parts, mesh, here, kinds)]
     moment = max(moments, key=sum)
     return Memory(here.weights, round(moment.gradients), here.optimizer, *(round(moment[at]) for at in (0, 2, 3, 4)))
 
@@ -155,7 +157,16 @@ def _moments(parts: Parts, mesh: Mesh, row_bytes: int, fresh: bool, all_gradient
         ahead = 2 * gathers[at] + (gathers[at - 1] if at else 0)  # twice: its gradients, on their way to be summed
         yield moment(layer.backward, dispatched(layer), outer + ahead)
     yield moment(parts.end, gathered=2 * outer)
-    yield Moment(held, all_gradients, parts.step.most / (1 if mesh.data == "replicate" else mesh.gpus), 0.0, 0.0)
+
+
+def _step(parts: Parts, mesh: Mesh, here: Size, kinds: set[str]) -> Moment:
+    """The optimiser's: it works on what is here; Muon on whole matrices, which it gathers first."""
+    whole = share(parts, ALONE)
+    if "muon" not in kinds:
+        return Moment(0.0, here.gradients, parts.step.most * here.weights / whole.weights, 0.0, 0.0)
+    dense = whole.weights - whole.experts
+    gathered = float(dense) if mesh.gpus > 1 and mesh.data == "shard" else 0.0
+    return Moment(0.0, here.gradients, parts.step.most * (dense + here.experts) / whole.weights, 0.0, gathered)
 
 
 def _gathered(layer: Layer, mesh: Mesh) -> int:

@@ -14,8 +14,7 @@ SHARINGS = ("shard", "replicate")
 
 @dataclass(frozen=True)
 class Mesh:
-    """Of ep * dp GPUs; those with the same experts' sharing group are neighbours, as parallel.ep has it. data: as
-    parallel.data."""
+    """Of ep * dp GPUs. ep and data are those of a run's `parallel` section: the ep GPUs of a group are neighbours."""
 
     ep: int = 1
     dp: int = 1
@@ -48,9 +47,10 @@ def parse(text: str, data: str = "shard") -> Mesh:
 
 
 def every(gpus: int, experts: set[int], data: str = "shard") -> list[Mesh]:
-    """All meshes of so many GPUs whose ep divides the experts of every layer."""
+    """All meshes of so many GPUs whose ep divides the experts of every layer; without experts, the one of ep 1."""
+    most = min(experts, default=1)
     return [
         Mesh(ep, gpus // ep, data)
-        for ep in range(1, gpus + 1)
+        for ep in range(1, min(gpus, most) + 1)
         if gpus % ep == 0 and all(number % ep == 0 for number in experts)
     ]

@@ -26,7 +26,7 @@ class PlanConfig(TrainConfig):
     """With --gpu: how many of them, as ep=8,dp=2: groups of 8 share the experts of a layer, and 2 such groups read
     different text (data=replicate: with weights of their own). Several are compared."""
     gpus: int = 0
-    """With --gpu: compare all meshes of so many."""
+    """With --gpu: so many of them, of which --parallel.ep share experts; where that is 1, all meshes are compared."""
     gpus_per_node: int = 8
     """Neighbours with fast links."""
     inside_gb: float = 0.0
@@ -67,8 +67,12 @@ class PlanConfig(TrainConfig):
 
     @property
     def meshes(self) -> list[Mesh]:
-        """Those that were named."""
-        return [parse(text) for text in self.mesh]
+        """Those that were named; none: all of --gpus."""
+        if self.gpus and self.parallel.ep > 1:
+            if self.gpus % self.parallel.ep:
+                raise UsageError(f"parallel.ep ({self.parallel.ep}) does not divide --gpus ({self.gpus})")
+            return [Mesh(self.parallel.ep, self.gpus // self.parallel.ep, self.parallel.data)]
+        return [parse(text, self.parallel.data) for text in self.mesh]
 
 
 def defaults(arguments: Sequence[str]) -> dict[str, Any]:

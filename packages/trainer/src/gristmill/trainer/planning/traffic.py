@@ -62,9 +62,9 @@ class Weights(NamedTuple):
 class Traffic(NamedTuple):
     """Of one step, by what is sent."""
 
-    tokens: Sent  # all-to-all, there and back
-    weights: Sent  # all-gather
-    gradients: Sent  # reduce-scatter; of copies, all-reduce
+    tokens: Sent = Sent()  # all-to-all, there and back
+    weights: Sent = Sent()  # all-gather
+    gradients: Sent = Sent()  # reduce-scatter; of copies, all-reduce
 
     @property
     def total(self) -> Sent:
@@ -87,3 +87,9 @@ def of_step(
     if mesh.data == "replicate":  # an all-reduce is a reduce-scatter and an all-gather
         return Traffic(tokens, Sent(), once.times(2 * passes))
     return Traffic(tokens, outer.plus(layers.times(2)).times(passes), once.times(passes))  # again for backward
+
+
+def of_matrices(mesh: Mesh, per_node: int, weights: Weights) -> Sent:
+    """What Muon gathers in a step: momenta of the layers' matrices, whole. Of experts, every GPU has whole ones."""
+    everyone, _, _ = groups(mesh, per_node)
+    return everyone.gather(weights.dense * FP32)
