@@ -8,6 +8,7 @@
 Both write to the volume: /vol/shards and /vol/runs/NAME. One node of GPUs: the run file does not mind.
 """
 
+# pyright: reportMissingImports=false, reportFunctionMemberAccess=false
 from __future__ import annotations
 
 import os

@@ -116,7 +116,7 @@ def _ray(about: Table) -> dict[str, Any]:
     """A cluster whose head holds no work, and whose workers come and go with it."""
     image = f"{about.run.registry}/gristmill-data"
     start = f"RAY_AUTH_MODE=token {VENV}/ray start"
-    types = {
+    types: dict[str, dict[str, Any]] = {
         name: {
             "resources": {"CPU": stage.cpus} | ({"GPU": stage.gpus} if stage.gpus else {}),
             "min_workers": 0,
