@@ -1,14 +1,14 @@
-"""Plans against what others published: speed, hours and memory within 20 % where the publication says what a plan cannot
-know, the share of the GPU's peak that was reached (never our own assumption), and parameters as published. With that
-share given, what speed tests is the arithmetic of a token, the peak, and recomputation; not how we think links behave.
+"""Plans against what others published: speed, hours and memory within 20 % where the publication says what a plan
+cannot know, the share of the GPU's peak that was reached (never our own assumption), and parameters as published. With
+that share given, what speed tests is the arithmetic of a token, the peak, and recomputation; not how links behave.
 
 `pytest -s` prints the table. Not comparable, and why:
-- OLMoE-1B-7B, 5.1T tokens (arXiv 2409.02060); DeepSeek-V2, 172.8K H800 hours per 1T tokens (arXiv 2405.04434): no share of
-  the peak is published
+- OLMoE-1B-7B, 5.1T tokens (arXiv 2409.02060); DeepSeek-V2, 172.8K H800 hours per 1T tokens (arXiv 2405.04434): no share
+  of the peak is published
 - 250B-A16B on 64 GB200, 14.7 % MFU (marin-community/marin#7668): neither the model's shape nor tokens per second
 - GPT-OSS 120B, and all on GB300 (Megatron-Bridge): a model that we have not; a GPU whose peak is not in our table
 - Llama 3.1 8B, 82.4 GiB on 8 H100 (torchtitan): keeps some activations of each layer, and whole logits
-- Qwen3-30B-A3B, 51.1 GB on 64 H100 (huggingface/transformers#45436): the number format of weights and states is not told
+- Qwen3-30B-A3B, 51.1 GB on 64 H100 (huggingface/transformers#45436): the number format of states is not told
 - DeepSeek-V2-Lite's shape, 73.3 GiB on 8 H100 (torchtitan#1789): rows of a pass, and what is kept, are not told
 """
 
@@ -61,8 +61,8 @@ GPT_7B5 = dense(50_304, 4096, 36, 32, 32, 10_928, tied=True)  # ZeRO's "7.5B"
 
 
 class Speed(NamedTuple):
-    """tokens: per second and GPU. reached: the publication's own TFLOP/s, or share of the peak (below 1). full: it counts
-    attention's arithmetic as without a mask, twice what a causal one takes, and so do we then."""
+    """tokens: per second and GPU. reached: the publication's own TFLOP/s, or share of the peak (below 1). full: it
+    counts attention's arithmetic as without a mask, twice what a causal one takes, and so do we then."""
 
     name: str
     model: ModelSection
@@ -102,6 +102,7 @@ SPEEDS = [
     Speed("GPT-3 175B, 1024 A100, 34 days for 300B", GPT3_175B, "A100", 2048, 300e9 / (34 * 24 * HOURS * 1024), 140,
           "arXiv 2104.04473, section 5.1; TFLOP/s with recomputation", full=True, recompute=True),
 ]  # fmt: skip
+
 
 def planned(case: Speed) -> dict[str, Any]:
     model = resolve(case.model)

@@ -1,9 +1,10 @@
-"""A plan for GPUs that are not here: what each keeps and sends, which mesh is best, and that every assumption is named."""
+"""A plan for GPUs that are not here: what each keeps and sends, which mesh is best, and what is assumed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def asked(**changes) -> PlanConfig:
     return dataclasses.replace(ASKED, **changes)
 
 
-def told(capsys, arguments: str) -> dict:
+def told(capsys, arguments: str) -> dict[str, Any]:
     assert cli.plan([*arguments.split(), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -53,7 +54,7 @@ def test_a_large_model_on_many_gpus_is_planned_without_data(capsys):
     for word in ("256 H100: ep=64,dp=4, 8 to a node", "between nodes", "tokens/s and GPU", "at 2 an hour and GPU"):
         assert word in shown
     assumed = " ".join(result["assumptions"])
-    for word in ("30% is assumed", "450 GB/s", "50 GB/s", "data sheet", "recomputation", "travel while", "80% is assumed"):
+    for word in ("30% is assumed", "450 GB/s", "50 GB/s", "recomputation", "travel while", "80% is assumed"):
         assert word in assumed
 
 
@@ -104,7 +105,8 @@ def test_sizes_between_the_measured_ones_are_as_measured_and_the_largest_is_the_
 
 def test_muon_takes_whole_matrices_and_adafactor_is_refused():
     model = resolve(dataclasses.replace(MODEL, layers=12, dense_layers=12))
-    adamw, muon = (asked(optimizer=OptimizerConfig(kind=kind)) for kind in ("adamw", "muon"))
+    batch = BatchConfig(sequence=16, sequences=32, micro=1)
+    adamw, muon = (asked(batch=batch, optimizer=OptimizerConfig(kind=kind)) for kind in ("adamw", "muon"))
     found, whole = (memory.estimate(model, one, Mesh(1, 32)) for one in (adamw, muon))
     assert whole.gathered >= 32 * whole.weights * 0.95 > found.gathered and whole.optimizer < found.optimizer
     sent = [plan(dataclasses.replace(one, mesh=("dp=16",)))["traffic"]["weights"]["between"] for one in (adamw, muon)]

@@ -18,7 +18,7 @@ from gristmill.trainer.optim.config import GROUPS
 from gristmill.trainer.planning import memory, traffic
 from gristmill.trainer.planning.mesh import Mesh, every
 from gristmill.trainer.planning.plan_config import PlanConfig
-from gristmill.trainer.planning.traffic import Sent, Traffic, Weights
+from gristmill.trainer.planning.traffic import NOTHING, Sent, Traffic, Weights
 from gristmill.trainer.watch import hardware
 from gristmill.trainer.watch.hardware import Links, Peak
 
@@ -106,9 +106,7 @@ def _entry(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh) -
     }
 
 
-def _traffic(
-    config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, passes: int, rows: int
-) -> Traffic:
+def _traffic(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, passes: int, rows: int) -> Traffic:
     experts = counts.parts.get("experts", 0)
     outer = sum(counts.parts.get(name, 0) for name in ("embeddings", "head"))
     routed = rows * config.batch.sequence * model.top_k * len(model.moe_layers)
@@ -120,9 +118,7 @@ def _traffic(
     return sent
 
 
-def time(
-    config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, sent: Traffic = Traffic()
-) -> dict[str, Any]:
+def time(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, sent: Traffic = NOTHING) -> dict[str, Any]:
     """time, assumptions and cost of the whole budget, where each GPU sends so much in a step."""
     peak = _peak(config)
     links = _links(config, peak, mesh)

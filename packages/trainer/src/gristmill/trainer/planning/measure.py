@@ -22,15 +22,13 @@ from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.moe import MixtureOfExperts, dispatch
-from gristmill.trainer.model.moe.spread import SpreadExperts
 from gristmill.trainer.model.segments import Segments
 from gristmill.trainer.model.transformer import Block, Transformer
 from gristmill.trainer.optim import optimizer as optim
-from gristmill.trainer.parallel.all_to_all import AllToAll, Pending
+from gristmill.trainer.parallel.all_to_all import AllToAll
 
-
-# Operators that copy their input within, and let the copy go: here, exp of all logits (ATen's ReduceOps.cpp). What others
-# use is small beside what they answer: with this, what was counted is within 3 % of what a step took from the allocator.
+# Operators that copy their input within, and let the copy go: here, exp of all logits (ATen's ReduceOps.cpp). What
+# others use is small beside what they answer: so counted, a step is within 3 % of what it takes from the allocator.
 WITHIN = {torch.ops.aten.logsumexp.default}
 
 
@@ -185,7 +183,7 @@ class Held(TorchDispatchMode):
 class EvenLink(AllToAll):
     """To ranks that are not there. As many rows come from each as go to it."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int) -> None:  # pyright: ignore[reportMissingSuperCall] - it would ask a group
         self.ranks, self.rank, self.bytes_sent = ranks, 0, 0
         self.group = cast(Any, None)
         self.move = lambda *_: self
@@ -197,7 +195,7 @@ class EvenLink(AllToAll):
 def spread(layer: MixtureOfExperts, link: EvenLink) -> None:
     """Leave this rank its experts; what it would ask the others is answered for them."""
     layer.spread(link)
-    layer.experts._ask = partial(_even, link.ranks)  # pyright: ignore[reportAttributeAccessIssue]
+    layer.experts._ask = partial(_even, link.ranks)  # pyright: ignore
 
 
 def _even(ranks: int, where: dispatch.TokenChoice) -> tuple[torch.Tensor, list[int], list[int]]:

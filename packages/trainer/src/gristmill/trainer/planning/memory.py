@@ -1,7 +1,7 @@
 """How much memory a training step takes, by kind, for a model of any size on GPUs of any number.
 
-What each part of a step holds is measured (planning/measure.py) and put together in the order in which a step goes: what
-is held rises layer by layer on the way forward, and falls on the way back. The answer is the fullest moment.
+What each part of a step holds is measured (planning/measure.py) and put together in the order in which a step goes:
+what is held rises layer by layer on the way forward, and falls on the way back. The answer is the fullest moment.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def checkpoint(model: ModelConfig, config: TrainConfig) -> int:
 
 
 def _is_fresh(mesh: Mesh, micro: int, rows: int) -> bool:
-    """Whether a micro-batch finds no gradients of others: alone, the first; else all, as rows of gradients are apart."""
+    """Whether a micro-batch finds no gradients: alone, the only one; else each, as summed ones are kept apart."""
     return mesh.gpus > 1 or micro >= rows
 
 

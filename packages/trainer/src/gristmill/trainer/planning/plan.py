@@ -25,8 +25,8 @@ FEWEST_TOKENS = 20  # per parameter: what dense models of a given cost learn bes
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """The plan as JSON: mixture, sources, model, memory, time, cost, warnings. Of several meshes, the best one's, and all
-    of them under `meshes`.
+    """The plan as JSON: mixture, sources, model, memory, time, cost, warnings. Of several meshes, the best one's, and
+    all of them under `meshes`.
 
     Raises:
         UsageError: what trainer run would refuse too; a GPU whose peak or links are not known, or not in this number
@@ -96,14 +96,14 @@ def _here(config: PlanConfig, model: ModelConfig, document_tokens: float) -> dic
     """Memory, machine, time and cost; no step is timed that the machine could not hold."""
     device = pick_device(config.device)
     name = f"{config.threads} CPU thread(s)" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    machine = {"name": name, "memory": _memory_of(device)}
+    has = _memory_of(device)
     needed = memory.estimate(model, config)
     seconds, speed, how = None, None, "no step was timed"
-    if config.timed_steps and needed.total <= machine["memory"]:
+    if config.timed_steps and needed.total <= has:
         speed = config.batch.tokens / timing.seconds_of_step(model, config, device, config.timed_steps, document_tokens)
         seconds, how = config.trained_tokens / speed, f"{config.timed_steps} steps timed here, on {name}"
     return {
-        "machine": machine,
+        "machine": {"name": name, "memory": has},
         "memory": {**needed._asdict(), "total": needed.total, "assumes": memory.ASSUMES},
         "time": {"seconds": seconds, "tokens_per_second": speed, "how": how},
         "cost": gpus.cost(config.price_per_hour, seconds),

@@ -16,7 +16,7 @@ from gristmill.trainer.planning.mesh import Mesh, parse
 
 @dataclass(frozen=True)
 class PlanConfig(TrainConfig):
-    """A run to plan: all that `trainer run` takes, and the machines. Without --mixture and --data, of the model alone."""
+    """A run to plan: all that `trainer run` takes, and the machines. Without --mixture and --data: the model alone."""
 
     preset: str = ""
     """The same as --model.preset."""

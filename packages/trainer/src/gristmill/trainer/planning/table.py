@@ -11,7 +11,7 @@ KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "dispatc
 
 
 def table(plan: Mapping[str, Any]) -> str:
-    lines = [*_sources(plan["sources"]), *(f"{name:<9}{fact}" for name, fact in _facts(plan))]
+    lines = [*_sources(plan["sources"]), *(f"{name:<9}{fact}" for name, fact in _facts(plan).items())]
     if len(meshes := plan.get("meshes", [plan])) > 1:
         lines += ["", *_meshes(meshes)]
     lines += [f"assumed: {text}" for text in plan.get("assumptions", [])]
@@ -35,46 +35,46 @@ def _sources(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
 
 
-def _facts(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
     model, memory, time, cost = (plan[name] for name in ("model", "memory", "time", "cost"))
     machine, checkpoints = plan["machine"], plan["checkpoints"]
     many = machine.get("gpus", 1) > 1
     of = f" of {plan['mixture']}" if plan["mixture"] else ""
-    yield "budget", (
-        f"{plan['tokens']:,} tokens{of} in {plan['steps']:,} steps, {plan['batch_tokens']:,} tokens each, in windows of "
-        f"{plan['sequence']:,}"
-    )
-    yield "model", (
-        f"{model['name']}: {model['parameters']:,} parameters, {model['active_parameters']:,} active; "
-        f"{model['tokens_per_active_parameter']:,.3g} tokens for each active one"
-    )
-    if many:
-        yield "mesh", f"{machine['gpus']} {machine['name']}: {_mesh(plan['mesh'])}, {machine['gpus_per_node']} to a node"
     kinds = ", ".join(f"{name} {size(memory[name])}" for name in KINDS if memory[name])
-    each = " on each GPU" if many else ""
-    yield "memory", f"{size(memory['total'])}{each}: {kinds} ({memory['assumes']})"
-    if "micro" in plan:
-        fits = "" if plan["largest_micro"] is None else f"; at most {plan['largest_micro']} fit"
-        yield "passes", f"{plan['micro']} windows at a time{fits}"
-    yield "disk", f"{checkpoints['kept']} checkpoints of {size(checkpoints['bytes'])}, and one while it is written"
-    yield "work", f"{plan['flops']:.3g} FLOP"
+    facts = {
+        "budget": f"{plan['tokens']:,} tokens{of} in {plan['steps']:,} steps, {plan['batch_tokens']:,} tokens each, in "
+        f"windows of {plan['sequence']:,}",
+        "model": f"{model['name']}: {model['parameters']:,} parameters, {model['active_parameters']:,} active; "
+        f"{model['tokens_per_active_parameter']:,.3g} tokens for each active one",
+    }
     if many:
-        yield "sent", "; ".join(
-            f"{name} {size(one['inside'])} within a node and {size(one['between'])} between nodes"
-            for name, one in plan["traffic"].items()
-            if name != "total" and (one["inside"] or one["between"])
-        ) + ", by each GPU in a step"
-        step = time["step"]
-        yield "step", (
+        mesh, node = _mesh(plan["mesh"]), machine["gpus_per_node"]
+        facts["mesh"] = f"{machine['gpus']} {machine['name']}: {mesh}, {node} to a node"
+    each = " on each GPU" if many else ""
+    facts["memory"] = f"{size(memory['total'])}{each}: {kinds} ({memory['assumes']})"
+    if "micro" in plan:
+        most = "" if plan["largest_micro"] is None else f"; at most {plan['largest_micro']} fit"
+        facts["passes"] = f"{plan['micro']} windows at a time{most}"
+    facts["disk"] = f"{checkpoints['kept']} checkpoints of {size(checkpoints['bytes'])}, and one while it is written"
+    facts["work"] = f"{plan['flops']:.3g} FLOP"
+    if many:
+        step, sent = time["step"], {name: one for name, one in plan["traffic"].items() if name != "total"}
+        told = [
+            f"{name} {size(one['inside'])} within a node, {size(one['between'])} between nodes"
+            for name, one in sent.items()
+        ]
+        facts["sent"] = "; ".join(told) + "; by each GPU in a step"
+        facts["step"] = (
             f"{step['seconds']:.3g} s: arithmetic {step['compute']:.3g} s, weights and gradients "
             f"{step['weights_and_gradients']:.3g} s, tokens {step['tokens']:.3g} s; "
             f"{time['tokens_per_second_per_gpu']:,.0f} tokens/s and GPU, {time['mfu']:.1%} of its peak"
         )
     if time["seconds"] is not None:
         how = f"{time['gpu_hours']:,.0f} GPU hours" if many else time["how"]
-        yield "time", f"{duration(time['seconds'])} at {time['tokens_per_second']:,.0f} tokens/s ({how})"
+        facts["time"] = f"{duration(time['seconds'])} at {time['tokens_per_second']:,.0f} tokens/s ({how})"
     if cost:
-        yield "cost", f"{cost['total']:,.2f}, at {cost['price_per_hour']:g} an hour" + (" and GPU" if many else "")
+        facts["cost"] = f"{cost['total']:,.2f}, at {cost['price_per_hour']:g} an hour" + (" and GPU" if many else "")
+    return facts
 
 
 def _meshes(entries: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What each GPU sends in a step, in bytes: over the links of its node, and between nodes. Pure arithmetic, no torch.
 
-Neighbours share a node; a group that is wider than a node has as many of its members in each. T tokens that a GPU reads,
-K experts per token, D width.
+Neighbours share a node; a group that is wider than a node has as many of its members in each. T tokens that a GPU
+reads, K experts per token, D width.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ class Traffic(NamedTuple):
         return self.tokens.plus(self.weights).plus(self.gradients)
 
 
-def of_step(
-    mesh: Mesh, per_node: int, weights: Weights, routed: float, passes: int, recompute: bool
-) -> Traffic:
+NOTHING = Traffic()
+
+
+def of_step(mesh: Mesh, per_node: int, weights: Weights, routed: float, passes: int, recompute: bool) -> Traffic:
     """Args:
     routed: T * K * D in bytes, summed over the layers that have experts and over the step's passes.
     passes: micro-batches of a step.
