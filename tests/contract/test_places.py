@@ -282,6 +282,29 @@ def test_an_image_is_pinned_and_runs_without_root(path):
             assert all((ROOT / name).exists() for name in line.split()[1:-1])
 
 
+# The pages -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_on_gpus_names_files_and_tests_that_exist():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    package = ROOT / "packages" / "trainer" / "src" / "gristmill" / "trainer"
+    for name in re.findall(r"`((?:model|watch|optim|checkpoints|parallel)/[\w/.]*)`", page):
+        assert (package / name).exists(), name
+    told = re.findall(r"`(test_\w+\.py) -k (\w+)`", page)
+    assert len(told) > 10
+    for file, word in told:
+        names = re.findall(r"def (test_\w+)", (ROOT / "tests" / "gpu" / file).read_text())
+        assert any(word in name for name in names), f"{file} -k {word}"
+
+
+def test_the_page_on_places_names_files_that_exist():
+    page = (ROOT / "docs" / "places.md").read_text()
+    for name in re.findall(r"(?:places|docker)/[\w-]+\.\w+", page):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"`(\w+)\.toml` \(", page):
+        assert ROOT / "pipelines" / "training" / f"{name}.toml" in RUN_FILES
+
+
 # The tools themselves -------------------------------------------------------------------------------------------------
 
 
