@@ -84,7 +84,7 @@ def markup(rubric: Rubric, special: Sequence[str]) -> re.Pattern[str]:
     """What must not reach the oracle inside a document: our delimiters and questions, answers in their shape,
     chat-template tokens, NUL, lone surrogates."""
     shapes = [rf"</?text {nonce(rubric)}>", r"<[|｜][^|｜<>\n]{1,40}[|｜]>", "\0", "[\ud800-\udfff]"]
-    shapes += [*map(_asked, rubric.dimensions), _answered(rubric)]
+    shapes += [*map(_asked, rubric.dimensions), *dict.fromkeys(map(_answered, rubric.dimensions))]
     return re.compile("|".join([*shapes, *(re.escape(string) for string in special if string)]))
 
 
@@ -98,12 +98,13 @@ def _asked(dimension: Dimension) -> str:
     return rf"(?i:{named}|{asked}(?:\s*{listed}(?:{answer})?|{answer}))"
 
 
-def _answered(rubric: Rubric) -> str:
+def _answered(dimension: Dimension) -> str:
     """A scale in brackets and a level behind it, whatever words the levels have: where questions were answered before,
     a small model goes on as they were (docs/oracle.md)."""
-    symbol = f"[{''.join({symbol: None for d in rubric.dimensions for symbol in d.symbols})}]"
-    level = rf"\b{symbol}[ \t]*=[^()\[\]{{}}]{{1,400}}"
-    return rf"[(\[{{][ \t]*{level}{level}[)\]}}][ \t]*:[ \t]*{symbol}\b"
+    symbol = f"[{''.join(dimension.symbols)}]"
+    number = r"[ \t]*\d" if dimension.max > 9 else ""  # letters: "a = 0: bad, b = 1", which no code is
+    level = rf"\b{symbol}[ \t]*={number}.{{1,400}}?"  # with brackets inside: of nested scales one pass then takes many
+    return rf"(?s:[(\[{{][ \t]*{level}{level}[)\]}}][ \t]*:[ \t]*{symbol}\b)"
 
 
 def strip_markup(text: str, pattern: re.Pattern[str]) -> str:
