@@ -34,11 +34,11 @@ from gristmill.trainer.parallel.world import joined
 from gristmill.trainer.watch.alarms import AlarmConfig
 from gristmill.trainer.watch.config import HealthConfig, SamplesConfig
 
-STEPS, WINDOWS = 6, 8
+STEPS, WINDOWS = 4, 8
 NEAR = 1e-5
 """Where experts are spread, their products are of other shapes, and fp32 sums round in another way."""
 
-MUON = OptimizerConfig(kind="muon")
+MUON = OptimizerConfig(kind="muon", learning_rate=1e-3)  # it rounds to bf16: at a greater rate, beyond NEAR
 BOTH = OptimizerConfig(kind="muon", qk_clip=0.5, clip_by="group", router=GroupConfig("adamw", learning_rate=0.01))
 
 
@@ -56,8 +56,8 @@ CASES: dict[str, dict[str, Any]] = {
     "uneven": {  # 5 experts, 24 and 40 rows, of which processes have unlike numbers, or none
         "optimizer": BOTH,
         "model": model(
-            width=24, experts=5, expert_width=40, shared_experts=1, dense_layers=1, layers=3, tie_embeddings=False,
-            router="sigmoid", bungee=2.0, options={"gqa.qk_norm": False},
+            width=24, experts=5, expert_width=40, shared_experts=1, dense_layers=1, tie_embeddings=False,
+            router="sigmoid", bungee=2.0, capacity_eval=1.0, options={"gqa.qk_norm": False},
         ),
     },
     "choice": {  # and a ramp of the batch, activations computed again, numbers rounded by chance
@@ -68,14 +68,15 @@ CASES: dict[str, dict[str, Any]] = {
         "stochastic_rounding": True,
     },
     "drops": {  # and windows that are filled up: what fills them is not learnt from
-        "model": model(capacity=0.5, capacity_eval=1.0, balance_loss=0.01),
+        "model": model(capacity=0.5, balance_loss=0.01),
         "packing": "bestfit",
         "batch": batch(micro=2),
     },
     "roll back": {"alarms": AlarmConfig(not_finite="roll_back"), "optimizer": OptimizerConfig(schedule="wsd")},
 }  # fmt: skip
-SPREAD = {"adamw": {}, "muon": {"optimizer": MUON}, "drops": CASES["drops"]}
+SPREAD = ("adamw", "muon", "drops")
 """Cases that experts are spread in, too."""
+AT_FOUR = ("choice", "drops")
 
 
 # ---- What processes do
@@ -181,8 +182,8 @@ def two(place: Place, one: dict[str, Any]) -> list[dict[str, Any]]:
     runs = [place.run(f"two/{case}", case) for case in CASES]
     runs += [place.run("replicate/2/adamw", "adamw", data="replicate")]
     runs += [place.run(f"ep 2/{case}", case, ep=2) for case in SPREAD]
-    runs += [place.run("on/1 to ep 2", "adamw", ep=2), place.run("on/ep 2 to 4", "muon", 3, ep=2)]
-    runs += [place.run("on/2 to 1 to 4", "uneven", 2)]
+    runs += [place.run("on/1 to ep 2", "adamw", ep=2), place.run("on/ep 2 to 4", "muon", 2, ep=2)]
+    runs += [place.run("on/2 to 1 to 4", "uneven", 1)]
     none, ep = model(experts=5), ParallelConfig(ep=2)
     runs += [
         place.refused("ep and processes", parallel=ParallelConfig(ep=3)),
@@ -200,12 +201,10 @@ def two(place: Place, one: dict[str, Any]) -> list[dict[str, Any]]:
 def four(place: Place, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
     place.copy("on/ep 2 to 4", "on/ep 2 to ep 2")
     place.copy("on/ep 2 to 4", "on/ep 2 to ep 4")
-    assert train_all(0, 1, [place.run("on/2 to 1 to 4", "uneven", 4)])["on/2 to 1 to 4"]["ended"] == "143"
-    runs = [place.run(f"four/{case}", case) for case in ("muon", "uneven", "choice", "drops")]
+    assert train_all(0, 1, [place.run("on/2 to 1 to 4", "uneven", 3)])["on/2 to 1 to 4"]["ended"] == "143"
+    runs = [place.run(f"four/{case}", case) for case in AT_FOUR]
     runs += [place.run("replicate/4/muon", "muon", data="replicate")]
-    runs += [place.run("ep 2 x 2/drops", "drops", ep=2), place.run("ep 2 x 2/muon", "muon", ep=2)]
-    runs += [place.run("ep 2 x replicate/muon", "muon", ep=2, data="replicate")]
-    runs += [place.run("ep 4/drops", "drops", ep=4), place.run("ep 4/muon", "muon", ep=4)]
+    runs += [place.run("ep 2 x 2/muon", "muon", ep=2), place.run("ep 4/drops", "drops", ep=4)]
     runs += [place.run("on/2 to 1 to 4", "uneven"), place.run("on/ep 2 to 4", "muon")]
     read = [place.run("on/ep 2 to ep 2", "muon", ep=2), place.run("on/ep 2 to ep 4", "muon", ep=4)]
     return in_ranks(train_and_read, 4, runs, read)
@@ -213,7 +212,7 @@ def four(place: Place, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def eight(place: Place, one: dict[str, Any]) -> list[dict[str, Any]]:
-    return in_ranks(train_all, 8, [place.run("eight/muon", "muon"), place.run("eight/adamw", "adamw")])
+    return in_ranks(train_all, 8, [place.run("eight/muon", "muon")])
 
 
 # ---- What came of it
@@ -253,17 +252,16 @@ def test_two_processes_learn_the_same_bits_as_one(place: Place, two: list[dict[s
     same(place, f"two/{case}", case)
 
 
-@pytest.mark.parametrize("case", ["muon", "uneven", "choice", "drops"])
+@pytest.mark.parametrize("case", AT_FOUR)
 def test_four_processes_learn_the_same_bits_as_one(place: Place, four: list[dict[str, Any]], case: str) -> None:
     all_done(four, f"four/{case}")
     same(place, f"four/{case}", case)
 
 
-@pytest.mark.parametrize("case", ["muon", "adamw"])
-def test_eight_processes_learn_the_same_bits_as_one(place: Place, eight: list[dict[str, Any]], case: str) -> None:
+def test_eight_processes_learn_the_same_bits_as_one(place: Place, eight: list[dict[str, Any]]) -> None:
     """Of which some have no expert and no row of a router."""
-    all_done(eight, f"eight/{case}")
-    same(place, f"eight/{case}", case)
+    all_done(eight, "eight/muon")
+    same(place, "eight/muon", "muon")
 
 
 def test_the_cases_are_what_they_are_called(place: Place, one: dict[str, Any]) -> None:
@@ -272,7 +270,7 @@ def test_the_cases_are_what_they_are_called(place: Place, one: dict[str, Any]) -
     }  # fmt: skip
     dropped = [max(event["router"]["dropped"]) for event in events_of(place.folder / "one" / "drops", "step")]
     assert min(dropped) > 0.05
-    assert len(events_of(place.folder / "one" / "choice", "step")) > STEPS
+    assert len(events_of(place.folder / "one" / "choice", "step")) > STEPS  # the ramp's are smaller
     (back,) = events_of(place.folder / "one" / "roll back", "roll_back")
     assert (back["step"], back["to"]) == (3, 2)
     assert events_of(place.folder / "one" / "adamw", "samples")
@@ -296,9 +294,7 @@ def test_experts_of_two_processes_learn_the_same_but_for_rounding(
     near(place, f"ep 2/{case}", case)
 
 
-@pytest.mark.parametrize(
-    "name", ["ep 2 x 2/muon", "ep 2 x 2/drops", "ep 2 x replicate/muon", "ep 4/muon", "ep 4/drops"]
-)
+@pytest.mark.parametrize("name", ["ep 2 x 2/muon", "ep 4/drops"])
 def test_experts_of_four_processes_learn_the_same_but_for_rounding(
     place: Place, four: list[dict[str, Any]], name: str
 ) -> None:
@@ -309,10 +305,10 @@ def test_experts_of_four_processes_learn_the_same_but_for_rounding(
 def test_a_run_goes_on_at_another_number_of_processes_to_the_bit(
     place: Place, two: list[dict[str, Any]], four: list[dict[str, Any]]
 ) -> None:
-    """One of two processes was asked to stop after step 2, the one alone after step 4."""
+    """One of two processes was asked to stop after step 1, the one alone after step 3."""
     name = "on/2 to 1 to 4"
     assert [rank[name]["ended"] for rank in two] == ["143", "143"]
-    assert [len(rank[name]["passes"]) for rank in two] == [2 * WINDOWS // 2] * 2
+    assert [len(rank[name]["passes"]) for rank in two] == [WINDOWS // 2] * 2
     all_done(four, name)
     same(place, name, "uneven")
 
@@ -346,7 +342,7 @@ def test_what_is_read_and_in_which_order_does_not_depend_on_the_processes(
     ("name", "told"),
     [
         ("ep and processes", "parallel.ep (3) does not divide the number of processes (2)"),
-        ("ep and experts", "parallel.ep"),
+        ("ep and experts", "2 ranks do not divide the 5 experts of a layer"),
         ("micro", "8 windows in passes of 8 (batch.micro) cannot be shared by 2 processes"),
         ("ramp", "2 windows in passes of 2 (batch.micro) cannot be shared by 2 processes"),
         ("adafactor", "optimizer.kind adafactor looks at whole weights"),
