@@ -50,6 +50,7 @@ def batch(**changes: Any) -> BatchConfig:
     return dataclasses.replace(BatchConfig(sequence=32, sequences=WINDOWS, micro=1), **changes)
 
 
+PLAIN = {"batch": batch(), "samples": SamplesConfig(tokens=0)}  # text takes as many gatherings as it has tokens
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {"health": HealthConfig(every=2), "samples": SamplesConfig(tokens=4, every=4)},
     "muon": {"optimizer": MUON},
@@ -152,12 +153,12 @@ class Place:
     def run(self, name: str, case: str, stop_at: int = 0, **parallel: Any) -> tuple[str, dict[str, Any], int]:
         about = config(
             self.shards, self.folder / name, tokens=STEPS * WINDOWS * 32, checkpoint_every=2,
-            parallel=ParallelConfig(**parallel), **{"batch": batch()} | CASES[case],
+            parallel=ParallelConfig(**parallel), **PLAIN | CASES[case],
         )  # fmt: skip
         return name, to_mapping(about), stop_at
 
     def refused(self, name: str, **changes: Any) -> tuple[str, dict[str, Any], int]:
-        about = config(self.shards, self.folder / "refused" / name, **{"batch": batch(), **changes})
+        about = config(self.shards, self.folder / "refused" / name, **PLAIN | changes)
         return name, to_mapping(about), 0
 
     def copy(self, old: str, new: str) -> None:
