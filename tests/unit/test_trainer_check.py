@@ -11,7 +11,7 @@ from tests.support.training_runs import SMALL
 from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, UsageError
-from gristmill.trainer import check, cli
+from gristmill.trainer import check, cli, loop
 from gristmill.trainer.check import CheckConfig
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.data import open_training
@@ -52,9 +52,20 @@ def test_a_run_is_refused_until_it_was_checked_as_it_is(shards, tmp_path):
     check.require(dataclasses.replace(run, device="cpu", threads=2, price_per_hour=30.0), data)  # another machine
     with pytest.raises(UsageError, match=r"optimizer\.learning_rate"):
         check.require(dataclasses.replace(run, optimizer=OptimizerConfig(learning_rate=1.0)), data)
+    assert loop.train(dataclasses.replace(run, tokens=2048))["status"] == "done"  # the marker is in nobody's way
     longer = dataclasses.replace(run, tokens=run.tokens * 2)
     with pytest.raises(UsageError, match="tokens = "):
         check.require(longer, open_training(longer))
+
+
+@pytest.mark.skipif("require_check" not in TrainConfig.__dataclass_fields__, reason="loop.train does not ask yet")
+def test_training_that_wants_a_check_begins_after_it_alone(shards, tmp_path):
+    asked = config(shards, tmp_path / "run", tokens=2048, **{"require_check": True})
+    with pytest.raises(UsageError, match="was not checked"):
+        loop.train(asked.run)
+    assert not (tmp_path / "run" / "run.json").exists()
+    check.check(asked)
+    assert loop.train(asked.run)["status"] == "done"
 
 
 def test_other_data_or_other_code_wants_another_check(shards, tmp_path, monkeypatch):
