@@ -35,9 +35,10 @@ Step = Callable[[torch.Tensor], float]
 """Trains on tokens [B, S + 1] once, and answers the loss."""
 
 
-def ours(config: ModelConfig, kind: str, compiled: bool = False) -> Step:
+def ours(config: ModelConfig, kind: str, compiled: bool = False, device: str = "cpu") -> Step:
     model = Transformer(config, precision.build(kind))
     model.initialise(0)
+    model.to(device)
     if compiled:
         model.compile_blocks()
     return _step(model, optimizer.build(model, OptimizerConfig()), lambda x, y: model.loss(x, y).nll)
@@ -53,7 +54,9 @@ def torchtitan(config: ModelConfig, kind: str) -> Step:
     return _step(model, optimizer.build(model, OptimizerConfig()), lambda x, y: model.loss(x, y).nll)
 
 
-def transformers(config: ModelConfig, kind: str, experts: str = "grouped_mm", compiled: bool = False) -> Step:
+def transformers(
+    config: ModelConfig, kind: str, experts: str = "grouped_mm", compiled: bool = False, device: str = "cpu"
+) -> Step:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     torch.manual_seed(0)
@@ -65,11 +68,11 @@ def transformers(config: ModelConfig, kind: str, experts: str = "grouped_mm", co
         "tie_word_embeddings": config.tie_embeddings, "output_router_logits": False, "use_cache": False,
         "experts_implementation": experts, "attn_implementation": "sdpa",
     }  # fmt: skip
-    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**theirs))
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**theirs)).to(device)  # pyright: ignore[reportArgumentType]
     run: Any = torch.compile(model) if compiled else model
 
     def loss(x_BS: torch.Tensor, y_BS: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=kind == "bf16"):
             logits_TV = run(input_ids=x_BS).logits.flatten(0, 1)
         return nn.functional.cross_entropy(logits_TV.float(), y_BS.flatten())
 

@@ -2,6 +2,7 @@
 
 ./dev bench step            five rounds after a warm-up, of 8 windows of 512 tokens
 ./dev bench step --quick    one round, of 2 windows
+./dev bench step --gpu      on one GPU, by the wall clock: 64 windows, against transformers alone
 
 Processor time of one thread, every implementation once in each round, random tokens, the router as it comes. Ceilings
 are products of matrices of the sizes that the model has, measured in the same rounds. compiled_*: torch.compile of our
@@ -26,10 +27,11 @@ import torch
 import _step_models as models
 from _results import Row, against, publish, row
 from gristmill.base import cli
-from gristmill.base.errors import GristmillError
+from gristmill.base.errors import GristmillError, UsageError
 from gristmill.trainer.allocator import keep_freed_memory
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.counts import count
+from gristmill.trainer.watch import hardware
 
 PEERS = "requirements.txt"
 SEQUENCE = 512
@@ -42,10 +44,14 @@ class Config:
     """One round, of two windows."""
     corpus: Path | None = None
     """Not used: tokens are random."""
+    gpu: bool = False
+    """On one GPU."""
 
 
 def main(arguments: list[str]) -> int:
     config = cli.parse_config(Config, arguments, "bench step", __doc__ or "")
+    if config.gpu:
+        return on_gpu(config)
     torch.set_num_threads(1)
     keep_freed_memory()  # as `trainer run` does; the peers have it too
     windows, rounds = (2, 1) if config.quick else (8, 5)
@@ -57,6 +63,53 @@ def main(arguments: list[str]) -> int:
     about = {"windows": windows, "sequence": SEQUENCE, "rounds": rounds, "threads": 1, "torch": torch.__version__}
     publish("step", about, rows, keys)
     return 0
+
+
+def on_gpu(config: Config) -> int:
+    """Tokens a second, the share of the GPU's peak that these are, and peak memory."""
+    if not torch.cuda.is_available():
+        raise UsageError("bench step --gpu: no CUDA device here")
+    windows, rounds = (8, 2) if config.quick else (64, 10)
+    rows: list[Row] = []
+    keys: dict[str, float] = {}
+    peak = hardware.of_gpu(torch.cuda.get_device_name())
+    builders = {"": models.ours, "transformers, ": models.transformers}
+    for name, shape in models.CONFIGS.items():
+        flops = count(shape).flops_per_token(SEQUENCE)
+        for kind in ("bf16", "bf16 compiled"):
+            rates: dict[str, list[float]] = {}
+            for whose, build in builders.items():
+                torch.compiler.reset()
+                torch.cuda.reset_peak_memory_stats()
+                run = build(shape, "bf16", compiled=kind != "bf16", device="cuda")
+                rates[whose] = wall_clock(run, shape, windows, rounds)
+                memory = torch.cuda.max_memory_allocated() / 1e6
+                rows.append(row(f"{name}: peak memory, {whose}{kind}", [memory], "MB"))
+                del run
+                gc.collect()
+            own, theirs = rates.values()
+            rows.append(against(f"{name}: {kind}", own, theirs, f"transformers, {kind}", "tokens/s"))
+            keys[f"{name}_{kind.replace(' ', '_')}_vs_transformers"] = rows[-1].median
+            if peak:
+                shares = [rate * flops / peak.flops for rate in own]
+                rows.append(row(f"{name}: {kind}, of the peak of {peak.name}", shares, "share"))
+    about = {"windows": windows, "sequence": SEQUENCE, "rounds": rounds, "gpu": torch.cuda.get_device_name()}
+    publish("step-gpu", about | {"torch": torch.__version__}, rows, keys)
+    return 0
+
+
+def wall_clock(run: models.Step, shape: ModelConfig, windows: int, rounds: int) -> list[float]:
+    """Tokens a second of each step, after three that are not counted."""
+    generator = torch.Generator().manual_seed(0)
+    rates: list[float] = []
+    for _ in range(3 + rounds):
+        batch = torch.randint(0, shape.vocab, (windows, SEQUENCE + 1), generator=generator).cuda()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        run(batch)
+        torch.cuda.synchronize()
+        rates.append(windows * SEQUENCE / (time.perf_counter() - started))
+    return rates[3:]
 
 
 def steps(name: str, shape: ModelConfig, windows: int, rounds: int, keys: dict[str, float]) -> list[Row]:

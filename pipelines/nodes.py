@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gristmill.base.config import check_range, from_mapping, to_mapping
@@ -84,7 +83,7 @@ class Sample(Step):
         more = _per_source(sources, self.config.unlabelled, self.config.seed)
         with atomic_path(out / "unlabelled.parquet") as temporary:
             pq.write_table(_documents(inputs, keep[more]), temporary, compression="zstd")
-        counts = {"documents": len(table), "flagged": sum(flagged), "unlabelled": len(more)}
+        counts: dict[str, float] = {"documents": len(table), "flagged": sum(flagged), "unlabelled": len(more)}
         return counts | ({"gradings": len(rows)} if len(rows) > len(table) else {})
 
 
@@ -195,7 +194,8 @@ class Labels(Step):
             labels = self._with_repeats(pa.concat_tables([_repeat(labels, 0), again]), out)
         write_parquet(self._described(labels), out / "labels.parquet")
         write_parquet(inputs.table("sample", ("id", "text", "source")), out / "documents.parquet")
-        return {"labels": len(labels)} | ({} if again is None else {"gradings": len(labels) + len(again)})
+        counts: dict[str, float] = {"labels": len(labels)}
+        return counts | ({} if again is None else {"gradings": len(labels) + len(again)})
 
     def _with_repeats(self, gradings: pa.Table, out: Path) -> pa.Table:
         from gristmill.scorer.audit.reliability import mean_of_repeats
@@ -351,11 +351,11 @@ def _again(grades: pa.Table, about: pa.Table) -> pa.Table | None:
     """The further gradings as rows of their own, with what is known about their documents and their number from 1."""
     if AGAIN not in grades.column_names:
         return None
-    lists = grades[AGAIN].combine_chunks()
-    rows = pc.list_parent_indices(lists).to_numpy()
+    lists: Any = grades[AGAIN].combine_chunks()
+    rows = lists.value_parent_indices().to_numpy()
     if not len(rows):
         return None
-    further = pa.Table.from_struct_array(pc.list_flatten(lists))
+    further = pa.Table.from_struct_array(lists.flatten())
     return _repeat(_beside(further, about.take(rows)), np.arange(len(rows)) - np.searchsorted(rows, rows) + 1)
 
 

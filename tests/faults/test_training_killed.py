@@ -60,7 +60,7 @@ class Training:
         until = time.monotonic() + wait
         while self.process.is_alive():
             due = time.monotonic() >= until
-            if due and (not writing or list(folder.glob("checkpoints/.step-*.tmp-*"))):
+            if due and (not writing or list(folder.glob("checkpoints/.step-*.tmp"))):
                 break
             time.sleep(0.0005)
         self.process.kill()
@@ -100,7 +100,7 @@ def test_final_weights_do_not_depend_on_when_a_run_was_killed(
                 shutil.rmtree(run.folder)  # it ended before its moment came: another one, to be killed on
                 continue
             left -= 1
-            in_writing += bool(list(run.folder.glob("checkpoints/.step-*.tmp-*")))
+            in_writing += bool(list(run.folder.glob("checkpoints/.step-*.tmp")))
         assert Training(run).ended() == 0
         assert read_json(run.folder / "run.json")["status"] == "done"
         assert same_weights(run.folder, whole.folder), (faults_seed, number)

@@ -24,6 +24,7 @@ from gristmill.trainer.feed import batches
 from gristmill.trainer.model.config import ModelSection
 from gristmill.trainer.model.segments import from_starts
 from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.parallel.world import ALONE
 
 STEPS, WITHIN = 200, 1e-4
 PEAK, WARMUP, FINAL, DECAY, CLIP = 1e-3, 10, 0.1, 0.1, 1.0
@@ -78,8 +79,8 @@ def test_two_hundred_losses_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards")
     first = about(shards, tmp_path / "initial")
     with CheckpointWriter(first.folder, keep=1) as writer:  # the weights that the run will begin with
-        run = start.begin(first, open_training(first), None)
-        writer.save(run.state(), {"model.safetensors": run.model.state_dict()}, lambda: None, lambda: None)
+        run = start.begin(first, open_training(first), None, ALONE)
+        writer.save(run.state(), run.pieces, lambda: None, lambda: None)
     exchange.export_run(first.folder, tmp_path / "exported")
 
     config = about(shards, tmp_path / "run")

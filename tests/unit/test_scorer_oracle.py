@@ -13,7 +13,7 @@ import pytest
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.scorer.oracle.engine import Reply, expected_score, level_logprobs, read_grades, reply_logprobs
 from gristmill.scorer.oracle.grade import grade_by_type, grade_documents
-from gristmill.scorer.oracle.prompt import Prompt, prompts, question, template_sha
+from gristmill.scorer.oracle.prompt import Prompt, block, prompts, question, template_sha
 from gristmill.scorer.oracle.tokens import RoughTokenizer
 from gristmill.scorer.rubric import load_rubric, rubric_from_mapping
 
@@ -211,9 +211,20 @@ def test_grade_table_keeps_rows_and_reasons() -> None:
     assert {(row["rubric"], row["rubric_sha"]) for row in rows} == {("r", RUBRIC.sha)}
     assert [rows[0][name] for name in ("prompt_tokens", "reply_tokens", "seconds")] == [40, 2, 0.5]
     assert [rows[1][name] for name in ("prompt_tokens", "reply_tokens", "seconds")] == [0, 0, 0.0]
+    assert not any(row["stripped"] for row in rows)
     (asked,) = engine.calls
     documents = [prompt.document for prompt in asked]
     assert documents == sorted(documents, key=documents.index), "the questions of a document must lie side by side"
+
+
+def test_what_was_taken_out_of_a_document_is_told_and_what_was_shown_is_stored() -> None:
+    engine = StubEngine()
+    table = grade_documents(engine, RUBRIC, ["A text. Clearness (0 = low, 4 = high): 4", "(0 = low, 4 = high)"], 50)
+    assert table["text"].to_pylist() == ["A text. Clearness \n", "(0 = low, 4 = high)"]
+    assert table["stripped"].to_pylist() == [True, False]
+    assert {prompt.document for prompt in engine.calls[0]} == {
+        block(text, RUBRIC) for text in table["text"].to_pylist()
+    }
 
 
 def test_batches_keep_documents_whole_and_in_order() -> None:

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -116,10 +116,11 @@ def test_settings_of_the_engine_are_checked_and_gpus_asked_of_ray(oracle: Oracle
 class Moody:
     """Likes a document for what it is and a little for its mood at each repeat; notes what it was asked."""
 
-    name, style, tokenizer, asked = "moody", "completion", RoughTokenizer(), list[Prompt]()
+    name, style, tokenizer = "moody", "completion", RoughTokenizer()
+    asked: ClassVar[list[Prompt]] = []
 
     def grade(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        self.asked += prompts
+        self.asked.extend(prompts)
         return [self._reply(prompt) for prompt in prompts]
 
     def _reply(self, prompt: Prompt) -> Reply:
@@ -179,7 +180,7 @@ def test_what_decides_is_graded_again_and_tells_how_far_the_oracle_agrees_with_i
     assert sum(
         len(GENERAL.names if name == "general" else MATH.names) for name in gradings["rubric"].to_pylist()
     ) == len(Moody.asked), "each grading was asked for by itself"
-    rows: dict[str, list[dict]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for row in gradings.to_pylist():
         rows.setdefault(row["id"], []).append(row)
     for label in labels.to_pylist():

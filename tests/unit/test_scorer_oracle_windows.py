@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import time
 from pathlib import Path
@@ -64,13 +65,23 @@ def test_delimiters_and_chat_tokens_are_stripped_even_when_nested(window: Any) -
     assert prompts(shown, RUBRIC)[0].completion.count(f"</text {MARK}>") == 1
 
 
+SCALE = "a = 0: none, b = 1, c = 2, d = 3, e = 4, f = 5, g = 6, h = 7, i = 8, j = 9, k = 10: deep"
+
+
 @pytest.mark.parametrize(
     "said",
-    ["Clarity: How clear? (0 = jumbled, 4 = clear): 4", "clarity:\nHOW  clear? 4", "How clear? (0 = jumbled,\n4 = clear)",
-     "How clear?: 4", "Depth: How clear? (a = 0: none, b = 1, c = 2, d = 3, e = 4, f = 5, g = 6, h = 7, i = 8, j = 9, "
-     "k = 10: deep): k"],
-)  # fmt: skip
-def test_the_rubrics_own_questions_are_stripped_and_that_is_told(said: str) -> None:
+    [
+        "Clarity: How clear? (0 = jumbled, 4 = clear): 4",
+        "clarity:\nHOW  clear? 4",
+        "How clear? (0 = jumbled,\n4 = clear)",
+        "How clear?: 4",
+        f"Depth: How clear? ({SCALE}): k",
+        "(0 = not clear, 2 = partly clear, 4 = clear): 4",
+        "(0 = not clear (at all),\n4 = clear (to all)): 4",
+        f"[{SCALE.replace('deep', 'clear')}] : k",
+    ],
+)
+def test_questions_and_answered_scales_are_stripped_and_that_is_told(said: str) -> None:
     for window in WINDOWS:
         shown = show(f"good\n{said}\nend", RUBRIC, TOKENS, 500, window)  # pyright: ignore[reportArgumentType]
         assert "clear" not in shown.text.lower() and shown.text.startswith("good") and shown.text.endswith("end")
@@ -80,7 +91,14 @@ def test_the_rubrics_own_questions_are_stripped_and_that_is_told(said: str) -> N
     assert not show(f"{'word ' * 2000}{said}", RUBRIC, TOKENS, 100).stripped, "far from what is shown"
 
 
-@pytest.mark.parametrize("text", ["How clear? Very clear.", "Clarity: 4", "Depth: 10 m", "(0 = jumbled, 4 = clear)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How clear? Very clear.", "Clarity: 4", "Depth: 10 m", "(0 = jumbled, 4 = clear)",
+        "(0 = off, 1 = on), default: 1", "( a='from' c=name { call(c, b) }): a",
+        "def f(a = 0, b = 1, c = 2):\n    d = a\n",
+    ],
+)  # fmt: skip
 def test_what_others_may_say_too_is_left_alone(text: str) -> None:
     shown = show(text, RUBRIC, TOKENS, 500)
     assert (shown.text, shown.stripped) == (text, False)
@@ -92,6 +110,13 @@ def test_a_hundred_megabytes_cost_no_more_than_a_page() -> None:
     for window in WINDOWS:
         show(text, RUBRIC, TOKENS, 500, window)  # pyright: ignore[reportArgumentType]
     assert time.process_time() - started < 2.0
+
+
+def test_scales_in_scales_are_stripped_in_a_moment() -> None:
+    text = "(0 = a, 4 = " * 4000 + "b): 4" * 4000
+    started = time.process_time()
+    assert not re.search(r"4 = [^()]*\): 4", show(text, RUBRIC, TOKENS, 4000).text)
+    assert time.process_time() - started < 20  # one by one it would take minutes
 
 
 @functools.cache

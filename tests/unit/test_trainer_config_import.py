@@ -96,6 +96,7 @@ def test_a_deepspeed_file_gives_a_run_file_that_trainer_run_takes(tmp_path):
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.beta2, optimizer.weight_decay, optimizer.clip) == (1e-4, 0.999, 0, 0)
     assert (optimizer.schedule, optimizer.final, config.precision) == ("linear", 1.0, "bf16")
+    assert (config.parallel.ep, config.parallel.data) == (8, "shard")
     assert (config.batch.sequences, config.batch.micro) == (256, 32)  # on the 8 GPUs that experts were spread over
 
 
@@ -104,8 +105,7 @@ def test_every_key_of_a_deepspeed_file_is_somewhere(tmp_path):
     told = " ".join([*found.sources.values(), *found.unsupported, *found.meaningless])
     arithmetic = {"train_batch_size", "gradient_accumulation_steps", "optimizer.params.lr"}  # of batch and schedule
     switches = {"moe.enabled", "moe.use_residual"}  # as they are here too
-    ours = {"moe.expert_parallel_size", "zero_optimization.stage"} if "parallel.ep" not in found.settings else set()
-    missing = {name for name in _leaves(DEEPSPEED) if name not in told} - arithmetic - switches - ours
+    missing = {name for name in _leaves(DEEPSPEED) if name not in told} - arithmetic - switches
     assert missing == set()
     assert any(name.startswith("zero_optimization.offload_optimizer") for name in found.unsupported)
     assert "steps_per_print 10" in found.meaningless
@@ -174,6 +174,7 @@ def test_a_megatron_script_with_variables_and_arrays(tmp_path):
     assert config.tokens == 500_000 * 1024 * 4096 and (config.batch.sequences, config.batch.micro) == (1024, 1)
     optimizer = config.optimizer
     assert (optimizer.warmup, optimizer.final, optimizer.beta2) == (0.004, 0.1, 0.95)
+    assert (config.parallel.ep, config.parallel.data) == (8, "shard")
     assert found.differs == []  # nothing in it is otherwise here
     assert {name.split()[0] for name in found.unsupported} == {"--save", "--load"}
     assert "--moe-grouped-gemm" in found.meaningless and "--master-addr" not in found.sources

@@ -316,7 +316,7 @@ def test_nothing_is_left_of_an_import_that_fails(source: Path, tmp_path: Path, m
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(checkpoint, "write_weights", full)
     with pytest.raises(OSError):
         exchange.import_model(str(source), tmp_path / "run")
     assert not list(tmp_path.iterdir())

@@ -5,10 +5,13 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save_file
 
 from gristmill.base import cli
 from gristmill.base.errors import DataError, UsageError
+from gristmill.trainer.checkpoints import checkpoint
+from gristmill.trainer.checkpoints.checkpoint import Position, State
+from gristmill.trainer.checkpoints.tensor_file import Piece
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
@@ -32,6 +35,17 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+AFTER = State(Position(step=4), random_state=checkpoint.random_state())
+OPTIMIZER = "optimizer.safetensors"
+
+
+def read(stored, pieces):
+    """The optimiser's state alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "FILES", (OPTIMIZER,))
+        checkpoint.restore(stored, {OPTIMIZER: pieces})
 
 
 def build(**changes) -> Transformer:
@@ -168,15 +182,15 @@ def test_values_that_make_no_sense_are_named(changes, named):
 
 
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
-def test_training_goes_on_to_the_bit(config):
+def test_training_goes_on_to_the_bit(config, tmp_path):
     whole, first, second = build(), build(), build()
     expected = learn(whole, optimizer.build(whole, config), range(1, 11))
     own = optimizer.build(first, config)
     learn(first, own, range(1, 5))
-    stored = load(save(own.state()))
+    stored = checkpoint.write(tmp_path, AFTER, {OPTIMIZER: own.state()})
     second.load_state_dict(first.state_dict())
     again = optimizer.build(second, config)
-    again.load_state(stored, "here")
+    read(stored, again.state())
     assert learn(second, again, range(5, 11)) == expected[4:]
     for (name, a), b in zip(whole.named_parameters(), second.parameters()):
         assert torch.equal(a, b), name
@@ -186,24 +200,37 @@ def test_training_goes_on_to_the_bit(config):
 def test_state_is_in_fp32_and_of_the_same_names_from_the_start():
     model = build().to(torch.bfloat16)
     own = optimizer.build(model, KINDS["mixed"])
-    before = {key: value.shape for key, value in own.state().items()}
+    before = {key: (piece.tensor.shape, *piece[1:]) for key, piece in own.state().items()}
     learn(model, own, range(1, 3))
-    assert {key: value.shape for key, value in own.state().items()} == before
+    assert {key: (piece.tensor.shape, *piece[1:]) for key, piece in own.state().items()} == before
+    assert all(piece.is_whole for piece in own.state().values())
     for tensors in (own.state(), dict(model.named_parameters())):
         assert {value.dtype for value in tensors.values()} == {torch.float32}
 
 
-def test_state_of_another_model_or_optimiser_is_refused():
+def test_state_of_another_model_or_optimiser_is_refused(tmp_path):
     own = optimizer.build(build(), OptimizerConfig())
     whole = own.state()
-    with pytest.raises(DataError, match=r"ckpt: optimiser state 'exp_avg' of 'extra' which this model's .* has not"):
-        own.load_state(whole | {"exp_avg/extra": torch.zeros(1)}, "ckpt")
-    with pytest.raises(DataError, match=r"ckpt: optimiser state 'step' of 'norm.weight' is missing"):
-        own.load_state({key: value for key, value in whole.items() if key != "step/norm.weight"}, "ckpt")
-    with pytest.raises(DataError, match="ckpt: optimiser state"):
-        own.load_state(optimizer.build(build(), KINDS["muon"]).state(), "ckpt")
-    with pytest.raises(DataError, match=r"ckpt: exp_avg/norm.weight is \[3\], and this model's \[16\]"):
-        own.load_state(whole | {"exp_avg/norm.weight": torch.zeros(3)}, "ckpt")
+    stored = checkpoint.write(tmp_path, AFTER, {OPTIMIZER: whole})
+    extra, narrow = (Piece(torch.zeros(size), (size,), 0) for size in (1, 3))
+    with pytest.raises(DataError, match=rf"{OPTIMIZER}: exp_avg/extra is missing; is it of another model, or of other"):
+        read(stored, whole | {"exp_avg/extra": extra})
+    with pytest.raises(DataError, match=rf"{OPTIMIZER}: step/norm.weight is none of this run's"):
+        read(stored, {key: value for key, value in whole.items() if key != "step/norm.weight"})
+    with pytest.raises(DataError, match=rf"{OPTIMIZER}: \S+ is (missing|none of this run's); is it of .* optimiser"):
+        read(stored, optimizer.build(build(), KINDS["muon"]).state())
+    with pytest.raises(DataError, match=rf"{OPTIMIZER}: exp_avg/norm.weight is \[16\], and this run's \[3\]"):
+        read(stored, whole | {"exp_avg/norm.weight": narrow})
+
+
+def test_damaged_state_is_refused(tmp_path):
+    own = optimizer.build(build(), OptimizerConfig())
+    stored = checkpoint.write(tmp_path, AFTER, {OPTIMIZER: own.state()})
+    tensors = load_file(stored / OPTIMIZER)
+    tensors["exp_avg/norm.weight"][3] = 1.0
+    save_file(tensors, stored / OPTIMIZER)
+    with pytest.raises(DataError, match=rf"{OPTIMIZER}: its sha256 is not the one in state.json"):
+        read(stored, own.state())
 
 
 # ---- Clipping

@@ -20,8 +20,14 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def all_rows(_: torch.nn.Parameter, rows: torch.Tensor) -> torch.Tensor:
+    """Nobody has others."""
+    return rows
+
+
 def ours(parameters: list[torch.nn.Parameter], maps: int = 1) -> Muon:
-    built = Muon([{"params": parameters, "lr": 0.02, "weight_decay": 0.1, "maps": maps}], momentum=0.95)
+    group = {"params": parameters, "lr": 0.02, "weight_decay": 0.1, "maps": maps}
+    built = Muon([group], 0.95, all_rows, all_rows)
     built.state.update({parameter: slots(parameter) for parameter in parameters})
     return built
 
@@ -98,7 +104,7 @@ def test_a_gradient_of_zero_moves_nothing():
 def test_a_step_is_as_large_as_adamws(shape):
     """Root mean square 0.2 at rate 1 (Moonlight, section 2.2), whatever the shape."""
     parameter = torch.nn.Parameter(torch.zeros(shape))
-    own = Muon([{"params": [parameter], "lr": 1.0, "weight_decay": 0.0}], momentum=0.95)
+    own = Muon([{"params": [parameter], "lr": 1.0, "weight_decay": 0.0}], 0.95, all_rows, all_rows)
     own.state[parameter] = slots(parameter)
     parameter.grad = normal(*shape)
     own.step()

@@ -14,10 +14,15 @@ from gristmill.base.errors import UsageError, WriteError
 from gristmill.trainer.checkpoints import checkpoint, checkpoint_writer
 from gristmill.trainer.checkpoints.checkpoint import Position, State
 from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter
+from gristmill.trainer.checkpoints.tensor_file import Piece
 
 
 def nothing() -> None:
     pass
+
+
+def pieces(tensor: torch.Tensor) -> checkpoint.Pieces:
+    return {"model.safetensors": {"w": Piece(tensor, tuple(tensor.shape), 0)}}
 
 
 def save(
@@ -25,9 +30,7 @@ def save(
     best: int | None = None, **about: Any,
 ) -> None:  # fmt: skip
     patience = {"best": None if best is None else 2.5, "best_step": best or 0}
-    writer.save(
-        State(Position(step=step), patience=patience, **about), {"model.safetensors": {"w": tensor}}, first, then
-    )
+    writer.save(State(Position(step=step), patience=patience, **about), pieces(tensor), first, then)
 
 
 def kept(folder: Path) -> list[int]:
@@ -37,7 +40,7 @@ def kept(folder: Path) -> list[int]:
 def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
     weights, let_go, order = torch.arange(6.0).view(2, 3).t(), threading.Event(), []
     with CheckpointWriter(tmp_path, keep=2) as writer:
-        writer.prepare({"model.safetensors": {"w": weights}})
+        writer.prepare(pieces(weights))
         first = lambda: (let_go.wait(10), order.append("first"))  # noqa: E731
         save(writer, 1, weights, first=first, then=lambda: order.append("then"))
         assert checkpoint.latest(tmp_path) is None
@@ -57,7 +60,7 @@ def test_what_goes_wrong_is_raised_where_training_asks_next(tmp_path: Path, monk
     with CheckpointWriter(tmp_path, keep=2) as writer:
         save(writer, 1, torch.zeros(2))
         writer.wait()
-        monkeypatch.setattr(checkpoint_writer.checkpoint.tensor_file, "write", full)
+        monkeypatch.setattr(checkpoint_writer.checkpoint.tensor_file, "write_pieces", full)
         save(writer, 2, torch.zeros(2))
         with pytest.raises(WriteError, match=r"step-00000002.*No space left"):
             while True:
@@ -139,7 +142,7 @@ def test_without_patience_no_checkpoint_is_the_best(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     with CheckpointWriter(tmp_path, keep=2) as writer:
         save(writer, 1, torch.zeros(2))
-    (tmp_path / "checkpoints" / ".step-00000002.tmp-1").mkdir()
-    (tmp_path / "checkpoints" / ".step-00000002.tmp-1" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "checkpoints" / ".step-00000002.tmp").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000002.tmp" / "model.safetensors").write_bytes(b"half")
     checkpoint.tidy(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]

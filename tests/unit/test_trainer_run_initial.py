@@ -19,6 +19,7 @@ from gristmill.trainer import exchange, loop, start
 from gristmill.trainer.checkpoints import checkpoint, initial
 from gristmill.trainer.data import open_training
 from gristmill.trainer.model.config import ModelSection
+from gristmill.trainer.parallel.world import ALONE
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_a_run_a_checkpoint_and_an_export_give_the_same_weights(shards: Path, tr
     places = {"run": trained, "checkpoint": checkpoint.newest(trained), "hf": tmp_path / "hf"}
     for name, place in places.items():
         about = config(shards, tmp_path / name, model=ModelSection(), init_from=str(place))
-        run = start.begin(about, open_training(about), None)
+        run = start.begin(about, open_training(about), None, ALONE)
         for key, value in weights(trained).items():
             torch.testing.assert_close(run.model.state_dict()[key], value, rtol=0, atol=0)
         told = read_json(about.folder / "run.json")["initialised_from"]

@@ -22,7 +22,7 @@ from gristmill.base.errors import UsageError
 from gristmill.trainer.comparison.proxies_config import ProxiesConfig
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model.config import ModelOverrides, ModelSection, resolve
-from gristmill.trainer.planning.plan_config import PlanConfig
+from gristmill.trainer.planning.plan_config import PlanConfig, defaults
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -156,15 +156,19 @@ def plan(arguments: list[str]) -> int:
     """Tell what a run would take, before anything starts: epochs, steps, memory, time, cost. Nothing is written.
 
     Takes what trainer run takes. Time comes from a few steps of the real model on this machine, or, with --gpu, from
-    that GPU's peak and a share of it that is assumed.
+    that GPU's peak and a share of it that is assumed. Without --mixture and --data it is of the model alone; with --gpu
+    then 1T tokens, in bf16, in steps of 1024 windows of 4096 tokens, as many at a time as fit.
 
     Examples:
         trainer plan --mixture web40_code20 --data shards/filtered --tokens 50M
         trainer plan --config small.toml --tokens 10B --precision bf16 --gpu H100 --price-per-hour 2.5
+        trainer plan --preset moonlet-7b-a2b --gpu H100 --mesh ep=8,dp=2 --recompute
+        trainer plan --preset deepseek-v3 --gpu H100 --gpus 256 --recompute --price-per-hour 2
     """
-    config = cli.parse_config(PlanConfig, arguments, "trainer plan", inspect.cleandoc(plan.__doc__ or ""))
+    about = inspect.cleandoc(plan.__doc__ or "")
+    config = cli.parse_config(PlanConfig, arguments, "trainer plan", about, defaults(arguments))
     from gristmill.trainer.planning.plan import plan as reckon
-    from gristmill.trainer.planning.plan import table
+    from gristmill.trainer.planning.table import table
 
     result = reckon(config)
     print(json.dumps(result, indent=2) if config.json else table(result))
@@ -272,6 +276,28 @@ def generate(
     return 0
 
 
+def check(arguments: list[str]) -> int:
+    """Check a run before the expensive part: data, mixture, shapes, and 20 smoke steps of a narrow model on the CPU.
+
+    Takes what trainer run takes, and writes RUN/checked.json. trainer run --require-check refuses a run that was not
+    checked with this configuration, this data and this code.
+
+    Examples:
+        trainer check --mixture web40_code20 --data shards/filtered --output training/filtered
+        trainer check --config run.toml --data shards --output training/run --price-per-hour 0.2
+    """
+    from gristmill.trainer import check as checks
+
+    config = cli.parse_config(checks.CheckConfig, arguments, "trainer check", inspect.cleandoc(check.__doc__ or ""))
+    marker = checks.check(config)
+    smoke = marker["smoke"]
+    print(
+        f"{config.folder / checks.MARKER}: {smoke['steps']} smoke steps, loss {smoke['first_loss']:.3f} to "
+        f"{smoke['last_loss']:.3f}, in {marker['seconds']:,.0f} s"
+    )
+    return 0
+
+
 def config(arguments: list[str]) -> int:
     """Make a run file of a DeepSpeed file or of Megatron's flags: trainer config import --help."""
     from gristmill.trainer.config_import import command
@@ -373,7 +399,7 @@ def _tell(record: dict, output: str) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="trainer: %(message)s", stream=sys.stderr)
     commands: dict[str, cli.Command] = {"plan": plan, "run": run, "finetune": finetune, "compare": compare}
-    commands["config"] = config
+    commands |= {"config": config, "check": check}
     for function in (resume, eval_, generate, params, import_, export):
         name = function.__name__.rstrip("_")  # import and eval are words of Python's
         commands[name] = cli.typed(function, f"trainer {name}")

@@ -81,21 +81,30 @@ def show(text: str, rubric: Rubric, tokenizer: Tokenizer, max_tokens: int, windo
 
 
 def markup(rubric: Rubric, special: Sequence[str]) -> re.Pattern[str]:
-    """What must not reach the oracle inside a document: our delimiters and questions, chat-template tokens, NUL, lone
-    surrogates."""
+    """What must not reach the oracle inside a document: our delimiters and questions, answers in their shape,
+    chat-template tokens, NUL, lone surrogates."""
     shapes = [rf"</?text {nonce(rubric)}>", r"<[|｜][^|｜<>\n]{1,40}[|｜]>", "\0", "[\ud800-\udfff]"]
-    shapes += map(_asked, rubric.dimensions)
+    shapes += [*map(_asked, rubric.dimensions), *dict.fromkeys(map(_answered, rubric.dimensions))]
     return re.compile("|".join([*shapes, *(re.escape(string) for string in special if string)]))
 
 
 def _asked(dimension: Dimension) -> str:
     """The dimension's question with what the prompt puts around it, or some of that: its name, its anchors, an answer;
-    in any case and spacing. A small model goes on as answers before went (docs/oracle.md)."""
+    in any case and spacing."""
     anchors = question(dimension).split(f"{dimension.question} ", 1)[1]
     asked, listed = (r"\s+".join(map(re.escape, words.split())) for words in (dimension.question, anchors))
     answer = rf"\s*:\s*[{''.join(dimension.symbols)}]\b"
     named = rf"\b{dimension.name}\s*:\s*{asked}(?:\s*{listed})?(?:{answer})?"
     return rf"(?i:{named}|{asked}(?:\s*{listed}(?:{answer})?|{answer}))"
+
+
+def _answered(dimension: Dimension) -> str:
+    """A scale in brackets and a level behind it, whatever words the levels have: where questions were answered before,
+    a small model goes on as they were (docs/oracle.md)."""
+    symbol = f"[{''.join(dimension.symbols)}]"
+    number = r"[ \t]*\d" if dimension.max > 9 else ""  # letters: "a = 0: bad, b = 1", which no code is
+    level = rf"\b{symbol}[ \t]*={number}.{{1,400}}?"  # with brackets inside: of nested scales one pass then takes many
+    return rf"(?s:[(\[{{][ \t]*{level}{level}[)\]}}][ \t]*:[ \t]*{symbol}\b)"
 
 
 def strip_markup(text: str, pattern: re.Pattern[str]) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def restore(checkpoint: Path, pieces: Pieces, world: World = ALONE) -> State:
         path = checkpoint / file
         found = tensor_file.read_file(path)
         for name in sorted(own.keys() ^ found.keys()):
-            whose = "this run has none such" if name in found else "is missing"
+            whose = "is none of this run's" if name in found else "is missing"
             raise DataError(f"{path}: {name} {whose}; is it of another model, or of other kinds of optimiser?")
         for name, piece in own.items():
             if found[name].shape != piece.shape:
@@ -218,7 +218,8 @@ def _building(final: Path, world: World = ALONE) -> Iterator[Path]:
     """A folder beside `final` that takes its place when the block ends, and leaves nothing if it fails."""
     temporary = final.with_name(f".{final.name}.tmp")  # the same one for all processes; only one run trains here
     if not world.is_first:
-        yield temporary
+        with writing(temporary):
+            yield temporary
         return
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gristmill.base.errors import DataError
-from gristmill.base.files import atomic_path, read_object
+from gristmill.base.files import atomic_path, read_object, writing
 
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -174,14 +174,17 @@ def write_pieces(path: Path, pieces: Mapping[str, Piece], is_first: bool, wait: 
     Args:
         is_first: of one process, which makes the file, and brings what is whole.
         wait: until all processes have come here.
+
+    Raises:
+        WriteError: as of files.writing().
     """
     head, starts = _head(pieces, {})
     if is_first:
-        with path.open("wb") as file:
+        with writing(path), path.open("wb") as file:
             file.write(head)
             file.truncate(max(start + pieces[name].size for name, start in starts.items()))
     wait()
-    with path.open("r+b") as file:
+    with writing(path), path.open("r+b") as file:
         for name, start in starts.items():
             piece = pieces[name]
             if is_first or not piece.is_whole:

@@ -17,6 +17,8 @@ from gristmill.trainer.config_import.imported import Imported, finish, whole
 
 def run(arguments: list[str]) -> int:
     """`trainer config`, whose only word is import."""
+    if arguments[:1] in (["--help"], ["-h"]):
+        arguments = ["import", *arguments]
     if arguments[:1] != ["import"]:
         raise UsageError("config: there is trainer config import FILE alone; see trainer config import --help")
     rest = arguments[1:]

@@ -20,7 +20,6 @@ WHOLE = 2**31 - 1
 VOCAB = 65_536  # stands for the data's, which an import does not know, where shapes are checked
 MOST_LAYERS = 10_000
 UNTOLD_STEPS = 1000
-_HAS_PARALLEL = "parallel" in TrainConfig.__dataclass_fields__
 
 
 class Batch(NamedTuple):
@@ -68,8 +67,6 @@ class Imported:
     schedule: Schedule | None = None
 
     def set(self, name: str, value: Any, source: str) -> None:
-        if name.startswith("parallel.") and not _HAS_PARALLEL:
-            return
         self.settings[name] = value
         self.sources[name] = source
 

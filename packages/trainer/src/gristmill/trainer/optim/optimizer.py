@@ -61,6 +61,7 @@ class Optimizer:
                 clip_grads_with_norm_([own for _, own in named], self._config.clip, norms[name])
         return norms
 
+    @torch.no_grad()
     def step(self) -> None:
         for part in self.parts:
             part.step()

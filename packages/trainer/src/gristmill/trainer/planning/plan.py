@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from gristmill.base.config import nearest
 from gristmill.base.errors import UsageError
-from gristmill.base.progress import duration
 from gristmill.shards.mixture import Mixture
 from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset
@@ -18,55 +16,63 @@ from gristmill.trainer.checkpoints import initial
 from gristmill.trainer.data import resolve_data
 from gristmill.trainer.model.config import ModelConfig, resolve
 from gristmill.trainer.model.counts import count
-from gristmill.trainer.planning import memory, timing
-from gristmill.trainer.planning.memory import Memory
+from gristmill.trainer.planning import gpus, memory, timing
 from gristmill.trainer.planning.plan_config import PlanConfig
+from gristmill.trainer.planning.table import size
 from gristmill.trainer.run_folder import pick_device
-from gristmill.trainer.watch import hardware
 
 FEWEST_TOKENS = 20  # per parameter: what dense models of a given cost learn best from (arXiv 2203.15556, table 3)
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """The plan as JSON: mixture, sources, model, memory, time, cost, warnings.
+    """The plan as JSON: mixture, sources, model, memory, time, cost, warnings. Of several meshes, the best one's, and
+    all of them under `meshes`.
 
     Raises:
-        UsageError: what trainer run would refuse too; a GPU whose peak is not known, or not in this number format.
+        UsageError: what trainer run would refuse too; a GPU whose peak or links are not known, or not in this number
+            format; a mesh that cannot be.
     """
-    for name in ("mixture", "data"):
-        if not getattr(config, name):
-            raise UsageError(f"--{name} is missing; see trainer plan --help")
-    dataset, mixture, order = resolve_data(config)
-    vocab = dataset.tokenizer.vocab_size
-    model = initial.shape(initial.find(config.init_from), config.model, vocab) if config.init_from else None
-    model = model or resolve(config.model, vocab)
+    data = _data(config)
+    vocab = data[0].tokenizer.vocab_size if data else None
+    model = _model(config, vocab)
     counts = count(model)
-    flops = counts.flops_per_token(config.batch.sequence) * config.trained_tokens
-    needed = memory.estimate(model, config)
-    machine, time = (
-        _on_gpu(config, flops) if config.gpu else _here(config, model, needed, _document_tokens(order, dataset))
-    )
-    result = {
-        "mixture": mixture.name,
-        "data": dataset.manifest.content_id,
+    result: dict[str, Any] = {
+        "mixture": data[1].name if data else None,
+        "data": data[0].manifest.content_id if data else None,
         "tokens": config.trained_tokens,
         "steps": config.steps,
         "batch_tokens": config.batch.tokens,
-        "sources": _sources(config, mixture, order),
+        "sequence": config.batch.sequence,
+        "sources": _sources(config, data[1], data[2]) if data else [],
         "model": {
-            "name": config.init_from or config.model.preset,
+            "name": config.init_from or config.section.preset,
             "parameters": counts.total,
             "active_parameters": counts.active,
             "tokens_per_active_parameter": config.trained_tokens / counts.active,
         },
-        "flops": flops,
-        "memory": {**needed._asdict(), "total": needed.total, "assumes": memory.ASSUMES},
-        "checkpoints": {"bytes": needed.checkpoint, "kept": config.keep_checkpoints},
-        "machine": machine,
-        "time": time,
-        "cost": _cost(config, time["seconds"]),
+        "flops": counts.flops_per_token(config.batch.sequence) * config.trained_tokens,
+        "checkpoints": {"bytes": memory.checkpoint(model, config), "kept": config.keep_checkpoints},
     }
+    if config.gpu:
+        entries = gpus.reckon(config, model, counts)
+        result |= entries[0] | ({"meshes": entries} if len(entries) > 1 else {})
+    else:
+        result |= _here(config, model, _document_tokens(data[2], data[0]) if data else config.batch.sequence)
     return result | {"warnings": list(_warnings(result, bool(config.init_from)))}
+
+
+def _data(config: PlanConfig) -> tuple[Dataset, Mixture, Plan] | None:
+    for name, other in (("mixture", "data"), ("data", "mixture")):
+        if getattr(config, other) and not getattr(config, name):
+            raise UsageError(f"--{name} is missing beside --{other}; see trainer plan --help")
+    return resolve_data(config) if config.data else None
+
+
+def _model(config: PlanConfig, vocab: int | None) -> ModelConfig:
+    if config.init_from:
+        first = initial.find(config.init_from)
+        return initial.shape(first, config.section, vocab or first.config.vocab)
+    return resolve(config.section, vocab)
 
 
 def _sources(config: PlanConfig, mixture: Mixture, order: Plan) -> list[dict[str, Any]]:
@@ -86,35 +92,22 @@ def _sources(config: PlanConfig, mixture: Mixture, order: Plan) -> list[dict[str
     ]
 
 
-def _on_gpu(config: PlanConfig, flops: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(machine, time)."""
-    peak = hardware.of_gpu(config.gpu)
-    if peak is None:
-        raise UsageError(f"--gpu {config.gpu}: its peak is not known here{nearest(config.gpu, hardware.gpu_names())}")
-    if "fp32" in (config.precision, config.expert_precision):
-        raise UsageError(
-            f"--gpu {config.gpu}: its peak is known in bf16, and products in fp32 are many times slower; give "
-            "--precision bf16 (and --expert-precision bf16), or run trainer plan on that machine without --gpu"
-        )
-    seconds = flops / (peak.flops * config.mfu)
-    how = f"{peak.name}, {peak.flops / 1e12:,.0f} TFLOP/s ({peak.source}), of which {config.mfu:.0%} is assumed"
-    time = {"seconds": seconds, "tokens_per_second": config.trained_tokens / seconds, "how": how}
-    return {"name": peak.name, "memory": peak.memory_gb and peak.memory_gb * 1e9}, time
-
-
-def _here(
-    config: PlanConfig, model: ModelConfig, needed: Memory, document_tokens: float
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(machine, time); no step is timed that the machine could not hold."""
+def _here(config: PlanConfig, model: ModelConfig, document_tokens: float) -> dict[str, Any]:
+    """Memory, machine, time and cost; no step is timed that the machine could not hold."""
     device = pick_device(config.device)
     name = f"{config.threads} CPU thread(s)" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    machine = {"name": name, "memory": _memory_of(device)}
-    if not config.timed_steps or needed.total > machine["memory"]:
-        return machine, {"seconds": None, "tokens_per_second": None, "how": "no step was timed"}
-    step = timing.seconds_of_step(model, config, device, config.timed_steps, document_tokens)
-    speed = config.batch.tokens / step
-    how = f"{config.timed_steps} steps timed here, on {name}"
-    return machine, {"seconds": config.trained_tokens / speed, "tokens_per_second": speed, "how": how}
+    has = _memory_of(device)
+    needed = memory.estimate(model, config)
+    seconds, speed, how = None, None, "no step was timed"
+    if config.timed_steps and needed.total <= has:
+        speed = config.batch.tokens / timing.seconds_of_step(model, config, device, config.timed_steps, document_tokens)
+        seconds, how = config.trained_tokens / speed, f"{config.timed_steps} steps timed here, on {name}"
+    return {
+        "machine": {"name": name, "memory": has},
+        "memory": {**needed._asdict(), "total": needed.total, "assumes": memory.ASSUMES},
+        "time": {"seconds": seconds, "tokens_per_second": speed, "how": how},
+        "cost": gpus.cost(config.price_per_hour, seconds),
+    }
 
 
 def _memory_of(device: torch.device) -> int:
@@ -132,12 +125,6 @@ def _document_tokens(order: Plan, dataset: Dataset) -> float:
     return 1 / per_token
 
 
-def _cost(config: PlanConfig, seconds: float | None) -> dict[str, float] | None:
-    if seconds is None or not config.price_per_hour:
-        return None
-    return {"price_per_hour": config.price_per_hour, "total": seconds / 3600 * config.price_per_hour}
-
-
 def _warnings(plan: Mapping[str, Any], has_learnt: bool) -> Iterator[str]:
     for row in plan["sources"]:
         if row["epochs"] > row["max_epochs"]:
@@ -150,42 +137,11 @@ def _warnings(plan: Mapping[str, Any], has_learnt: bool) -> Iterator[str]:
             f"{each:.2g} tokens for each active parameter: for the same work a smaller model with more text learns "
             f"more (about {FEWEST_TOKENS} for dense models, arXiv 2203.15556); raise --tokens, or take a smaller model"
         )
-    needed, has = plan["memory"]["total"], plan["machine"]["memory"]
-    if has is not None and needed > has:
+    needed, machine = plan["memory"]["total"], plan["machine"]
+    has = machine["memory"]
+    if has is not None and needed > has * (gpus.FILLED if "gpus" in machine else 1):
+        more = ", more GPUs" if "gpus" in machine else ""
         yield (
-            f"{plan['machine']['name']} has {_bytes(has)} of memory, and a step takes {_bytes(needed)}: try a "
-            "smaller --batch.micro, --recompute, or a smaller model"
+            f"{machine['name']} has {size(has)} of memory, and a step takes {size(needed)}: try a smaller "
+            f"--batch.micro, --recompute{more}, or a smaller model"
         )
-
-
-def table(plan: Mapping[str, Any]) -> str:
-    """For a terminal: sources, then a line for each kind of thing that the run takes."""
-    model, memory, time, cost = (plan[name] for name in ("model", "memory", "time", "cost"))
-    lines = [f"{'source':<20}{'share':>8}{'tokens':>18}{'unique tokens':>18}{'epochs':>9}{'at most':>9}"]
-    lines += [
-        f"{row['source']:<20.20}{row['share']:>8.1%}{row['tokens']:>18,}{row['unique_tokens']:>18,}"
-        f"{row['epochs']:>9.2f}{row['max_epochs']:>9g}"
-        for row in plan["sources"]
-    ]
-    kinds = ", ".join(f"{name} {_bytes(memory[name])}" for name in Memory._fields)
-    checkpoints = plan["checkpoints"]
-    facts = {
-        "budget": f"{plan['tokens']:,} tokens of {plan['mixture']} in {plan['steps']:,} steps, "
-        f"{plan['batch_tokens']:,} tokens each",
-        "model": f"{model['name']}: {model['parameters']:,} parameters, {model['active_parameters']:,} active; "
-        f"{model['tokens_per_active_parameter']:,.3g} tokens for each active one",
-        "memory": f"{_bytes(memory['total'])}: {kinds} ({memory['assumes']})",
-        "disk": f"{checkpoints['kept']} checkpoints of {_bytes(checkpoints['bytes'])}, and one while it is written",
-        "work": f"{plan['flops']:.3g} FLOP",
-    }
-    if time["seconds"] is not None:
-        facts["time"] = f"{duration(time['seconds'])} at {time['tokens_per_second']:,.0f} tokens/s ({time['how']})"
-    if cost:
-        facts["cost"] = f"{cost['total']:,.2f}, at {cost['price_per_hour']:g} an hour"
-    lines += ["", *(f"{name:<8}{fact}" for name, fact in facts.items())]
-    lines += [f"warning: {text}" for text in plan["warnings"]]
-    return "\n".join(lines)
-
-
-def _bytes(size: float) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"

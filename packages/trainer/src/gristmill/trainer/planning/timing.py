@@ -35,7 +35,7 @@ def seconds_of_step(
     micro = min(config.batch.micro, config.batch.sequences)
 
     def median(rows: int) -> float:
-        example = _example(rows, config.batch.sequence, model.vocab, document_tokens, device)
+        example = made_up(rows, config.batch.sequence, model.vocab, document_tokens, device)
         times = []
         for _ in range(steps + 1):
             began = time.perf_counter()
@@ -50,7 +50,7 @@ def seconds_of_step(
     return one if passes == 1 else one + (passes - 1) * (median(2 * micro) - one)
 
 
-def _example(rows: int, sequence: int, vocab: int, document_tokens: float, device: torch.device) -> Example:
+def made_up(rows: int, sequence: int, vocab: int, document_tokens: float, device: torch.device) -> Example:
     generator = torch.Generator().manual_seed(0)
     tokens_BS = torch.randint(0, vocab, (rows, sequence + 1), generator=generator).to(device)
     starts_BS = torch.rand(rows, sequence, generator=generator) < 1 / document_tokens

@@ -28,6 +28,7 @@ _GPUS = (
     ("H200", r"h200(-sxm5?)?", 989.5, 141, "NVIDIA H200 data sheet"),
     ("H200-NVL", r"h200-nvl", 835.5, 141, "NVIDIA H200 data sheet"),
     ("H100", r"h100(-sxm5?)?(-80gb)?(-hbm3)?", 989.4, 80, "NVIDIA H100 architecture white paper"),
+    ("H800", r"h800(-sxm5?)?", 989.4, 80, "arXiv 2505.09343, table 4"),
     ("H100-PCIe", r"h100-pcie", 756, 80, "NVIDIA H100 architecture white paper"),
     ("H100-NVL", r"h100-nvl", 835.5, 94, "NVIDIA H100 NVL data sheet"),
     ("A100", r"a100(-(sxm4?|pcie|[48]0gb))*", 312, 80, "NVIDIA A100 data sheet"),
@@ -41,6 +42,15 @@ _GPUS = (
     ("RTX-3090", r"(rtx-)?3090", 71, 24, "NVIDIA Ampere GA102 GPU architecture white paper"),
     ("MI300X", r"mi300x", 1307.4, 192, "AMD Instinct MI300X data sheet"),
 )
+# GB/s that one GPU sends at most: to its node, to other nodes. One way, where data sheets add up both.
+_LINKS = {
+    "GB200": (900, 50, "NVLink 5 and ConnectX-7, NVIDIA GB200 NVL72 data sheet"),
+    "B200": (900, 50, "NVLink 5 and ConnectX-7, NVIDIA DGX B200 data sheet"),
+    "H200": (450, 50, "NVLink 4 and ConnectX-7, NVIDIA DGX H200 data sheet"),
+    "H100": (450, 50, "NVLink 4 and ConnectX-7, NVIDIA DGX H100 data sheet"),
+    "H800": (200, 50, "NVLink and ConnectX-7, arXiv 2505.09343, section 4.2"),
+    "A100": (300, 25, "NVLink 3 and ConnectX-6, NVIDIA DGX A100 data sheet"),
+}
 _MAKERS = re.compile(r"^(nvidia|amd|instinct|geforce)-")
 _PRODUCT, _SECONDS = 768, 0.2  # side of the matrices that a CPU is measured with, and about how long that may take
 
@@ -54,6 +64,20 @@ def of_gpu(name: str) -> Peak | None:
         if re.fullmatch(pattern, plain):
             return Peak(known, tflops * 1e12, f"{source}, bf16 dense", memory)
     return None
+
+
+class Links(NamedTuple):
+    inside: float  # bytes per second that a GPU sends to those of its node
+    between: float  # and to other nodes
+    source: str
+
+
+def links_of(name: str) -> Links | None:
+    """By a name of gpu_names(), in its maker's machine of eight."""
+    if name not in _LINKS:
+        return None
+    inside, between, source = _LINKS[name]
+    return Links(inside * 1e9, between * 1e9, source)
 
 
 def gpu_names() -> list[str]:
