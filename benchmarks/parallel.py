@@ -82,10 +82,11 @@ def _together(what: str, way: str, steps: int, windows: int) -> list[dict[str, f
     """What each process of a job answers."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, __file__, what, way, str(steps), str(windows), folder]
+        about = os.environ | {"OMP_NUM_THREADS": "1"}
         processes = [
-            subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True, env=about)
             for rank in range(PROCESSES)
-        ]  # fmt: skip
+        ]
         answers = [process.communicate()[0] for process in processes]
         if any(process.returncode for process in processes):
             raise GristmillError(f"bench parallel: a process of {way!r} failed")

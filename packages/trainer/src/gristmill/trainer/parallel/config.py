@@ -1,5 +1,5 @@
-"""How the processes of a run share the work. Nothing here, nor their number, decides what is learnt but for rounding, so
-a run may go on with other processes than it began with. No torch here, so that --help is quick.
+"""How the processes of a run share the work. Nothing here, nor their number, decides what is learnt but for rounding,
+so a run may go on with other processes than it began with. No torch here, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class ParallelConfig:
     """Processes over which the experts of a layer are spread: neighbours, on one machine where there is room. Divides
     the number of processes and that of experts."""
     data: Literal["shard", "replicate"] = "shard"
-    """shard: a process keeps its share of the rows of weights, gradients and optimiser state, and gathers the weights of
-    a block when it comes to it. replicate: each keeps all (of experts that are spread, all of its own)."""
+    """shard: a process keeps its share of the rows of weights, gradients and optimiser state, and gathers the weights
+    of a block when it comes to it. replicate: each keeps all (of experts that are spread, all of its own)."""
     timeout: float = 600.0
     """Seconds that a process waits for the others before it gives up."""
 

@@ -1,7 +1,7 @@
 """Which rows of each weight a process keeps, and what takes all of them.
 
-One idea: of every tensor a process keeps some rows of the first dimension, which are one stretch of its bytes. Optimisers
-work on these rows as on any tensor, and a checkpoint holds whole tensors, whoever wrote which part of them.
+One idea: of every tensor a process keeps some rows of the first dimension, which are one stretch of its bytes.
+Optimisers work on these rows as on any tensor, and a checkpoint holds whole tensors, whoever wrote which part of them.
 
 Gradients of a step's micro-batches are added up in the order of the micro-batches, whatever processes had them: so the
 sums have the same bits for any number of processes. (Where experts are spread, their products are of other shapes.)

@@ -19,7 +19,8 @@ class StochasticRounding:
     """Draws that decide whether a number is rounded up or down, by a generator of their own.
 
     The generator begins anew at every pass of every step: what is drawn depends on seed, step and pass alone, so a run
-    that was resumed, or has other processes now, rounds as one that was never stopped. Gradients alone are rounded so; computing activations again draws nothing.
+    that was resumed, or has other processes now, rounds as one that was never stopped. Gradients alone are rounded so;
+    computing activations again draws nothing.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
