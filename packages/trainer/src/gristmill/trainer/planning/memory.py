@@ -128,7 +128,8 @@ def _share(whole: Size, mesh: Mesh) -> Size:
 
 
 def _moments(parts: Parts, mesh: Mesh, row_bytes: int, only: bool, all_gradients: int) -> Iterator[Moment]:
-    """The fullest moment of each phase of a step. The `only` micro-batch's gradients come one by one; else all are there.
+    """The fullest moment of each phase of a step. The `only` micro-batch's gradients come one by one; else all are
+    there.
 
     Over several GPUs a layer's gradients are there from its backward phase on in full, until they are summed; those of
     the outer parts until the end.
