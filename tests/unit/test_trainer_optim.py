@@ -1,6 +1,7 @@
 """Groups of weights, kinds of optimiser, schedules and clipping; state that goes on to the bit."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -16,7 +17,7 @@ from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.optim import optimizer
+from gristmill.trainer.optim import adamw, optimizer
 from gristmill.trainer.optim.config import GROUPS, GroupConfig, OptimizerConfig
 from gristmill.trainer.optim.schedule import factor, learning_rate
 
@@ -231,6 +232,39 @@ def test_damaged_state_is_refused(tmp_path):
     save_file(tensors, stored / OPTIMIZER)
     with pytest.raises(DataError, match=rf"{OPTIMIZER}: its sha256 is not the one in state.json"):
         read(stored, own.state())
+
+
+# ---- Rows of a weight
+
+
+@pytest.mark.parametrize("places", [(0, 3, 7), (0, 1, 1, 6, 7)])
+def test_adamw_moves_rows_by_the_same_bits_as_the_whole(places):
+    """Of matrices that a processor takes evenly and of others, of stacks and of vectors."""
+    shapes = [(7, 32), (7, 24), (7, 5, 3), (7,), (7, 1)]
+    draw = torch.Generator().manual_seed(0)
+    stretches = [slice(*ends) for ends in itertools.pairwise(places)]
+    whole = [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+    apart = [[torch.nn.Parameter(one.detach()[rows].clone()) for one in whole] for rows in stretches]
+    config = OptimizerConfig(weight_decay=0.1)
+
+    def made(parameters):
+        own = adamw.build([{"params": parameters, "lr": 0.01, "weight_decay": 0.1}], config)
+        own.state.update({parameter: adamw.slots(parameter) for parameter in parameters})
+        return own
+
+    together, several = made(whole), [made(own) for own in apart]
+    for _ in range(4):
+        for at, one in enumerate(whole):
+            one.grad = torch.randn(one.shape, generator=draw)
+            for rows, own in zip(stretches, apart, strict=True):
+                own[at].grad = one.grad[rows].clone()
+        for part in (together, *several):
+            part.step()
+        for at, one in enumerate(whole):
+            assert torch.equal(one, torch.cat([own[at] for own in apart]))
+            for slot in ("exp_avg", "exp_avg_sq"):
+                rows = [part.state[own[at]][slot] for part, own in zip(several, apart, strict=True)]
+                assert torch.equal(together.state[one][slot], torch.cat(rows))
 
 
 # ---- Clipping

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from tests.support.ranks import in_ranks
 
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model import precision
@@ -18,7 +19,11 @@ from gristmill.trainer.model.counts import count
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer as optim
 from gristmill.trainer.optim.config import OptimizerConfig
+from gristmill.trainer.parallel.config import ParallelConfig
+from gristmill.trainer.parallel.shards import Shards, spread
+from gristmill.trainer.parallel.world import ALONE, World, joined
 from gristmill.trainer.planning import measure, memory, timing
+from gristmill.trainer.planning.mesh import Mesh
 from gristmill.trainer.step import train_step
 
 WITHIN = 0.1  # of what is measured
@@ -53,16 +58,17 @@ CASES: dict[str, tuple[ModelSection, TrainConfig]] = {
 }  # fmt: skip
 
 
-def built(model: ModelConfig, config: TrainConfig) -> tuple[Transformer, optim.Optimizer]:
+def allocated(model: ModelConfig, config: TrainConfig, world: World = ALONE) -> int:
+    """Bytes at the fullest moment of a real step, from the allocator's own record."""
+    torch.set_num_threads(config.threads)
     network = Transformer(model, precision.build(config.precision, config.expert_precision), config.recompute)
     network.initialise(0)
-    return network, optim.build(network, config.optimizer)
-
-
-def allocated(model: ModelConfig, config: TrainConfig) -> int:
-    """Bytes at the fullest moment of a real step, from the allocator's own record."""
-    network, optimizer = built(model, config)
+    spread(network, world, config.parallel)
+    shards = Shards(network, world)
+    optimizer = optim.build(network, config.optimizer, shards)
     example = timing.made_up(config.batch.sequences, config.batch.sequence, model.vocab, 64, torch.device("cpu"))
+    if not world.is_alone:  # in the first step it is not known yet which weights to gather ahead
+        train_step(network, optimizer, example, config.batch.micro, factor=0.0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
         train_step(network, optimizer, example, config.batch.micro, factor=0.0)
     assert record.profiler is not None and record.profiler.kineto_results is not None
@@ -72,8 +78,7 @@ def allocated(model: ModelConfig, config: TrainConfig) -> int:
         now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
         most = max(most, now)
     assert len(events) > 100
-    kept = [*network.state_dict().values(), *(one.tensor for one in optimizer.state().values())]
-    return most + sum(one.nbytes for one in kept)
+    return most + sum(one.tensor.nbytes for one in [*shards.pieces().values(), *optimizer.state().values()])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,6 +86,23 @@ def test_planned_memory_is_what_a_step_takes_from_the_allocator(case):
     section, config = CASES[case]
     model = resolve(section)
     assert memory.estimate(model, config).total == pytest.approx(allocated(model, config), rel=WITHIN)
+
+
+def of_a_rank(rank: int, n: int) -> list[list[int]]:
+    """Taken and planned: rows shared out by all, experts of two apart, and copies."""
+    found = []
+    for parallel in (ParallelConfig(), ParallelConfig(ep=2), ParallelConfig(data="replicate")):
+        config = TrainConfig(batch=BatchConfig(256, 4, 2), parallel=parallel)
+        mesh = Mesh(parallel.ep, n // parallel.ep, parallel.data)
+        with joined(parallel, torch.device("cpu")) as world:
+            found.append([allocated(resolve(TINY), config, world), memory.estimate(resolve(TINY), config, mesh).total])
+    return found
+
+
+def test_planned_memory_is_what_each_of_two_processes_takes():
+    for rank in in_ranks(of_a_rank, 2):
+        for taken, planned in rank:
+            assert planned == pytest.approx(taken, rel=WITHIN)
 
 
 SEEN_BY_THE_KERNEL = """
@@ -95,7 +117,9 @@ def seen(name):  # getrusage would answer for the parent, too
 def step(section, config):
     model = resolve(section)
     example = timing.made_up(config.batch.sequences, config.batch.sequence, model.vocab, 64, torch.device("cpu"))
-    network, optimizer = built(model, config)
+    network = Transformer(model, precision.build("fp32"), config.recompute)
+    network.initialise(0)
+    optimizer = optim.build(network, config.optimizer)
     train_step(network, optimizer, example, config.batch.micro, factor=0.0)
     return model
 step(TINY, small)  # libraries' own buffers

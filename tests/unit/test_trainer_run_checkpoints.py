@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from gristmill.base.errors import UsageError, WriteError
-from gristmill.trainer.checkpoints import checkpoint, checkpoint_writer
+from gristmill.trainer.checkpoints import checkpoint, checkpoint_writer, tensor_file
 from gristmill.trainer.checkpoints.checkpoint import Position, State
 from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from gristmill.trainer.checkpoints.tensor_file import Piece
@@ -146,3 +146,40 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-00000002.tmp" / "model.safetensors").write_bytes(b"half")
     checkpoint.tidy(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+# ---- Pieces of several processes
+
+
+def shared_out(tensors: dict[str, torch.Tensor], processes: int) -> list[dict[str, Piece]]:
+    """Rows as FSDP deals them, in the order of the processes; scalars whole to all."""
+    own: list[dict[str, Piece]] = [{} for _ in range(processes)]
+    for name, tensor in tensors.items():
+        shape, each = tuple(tensor.shape), -(-len(tensor) // processes) if tensor.ndim else 0
+        for rank, pieces_ in enumerate(own):
+            rows = tensor[rank * each : (rank + 1) * each] if shape else tensor
+            pieces_[name] = Piece(rows, shape, min(rank * each, shape[0]) if shape else 0)
+    return own
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_a_file_of_pieces_has_the_bytes_of_one_writer(tmp_path: Path, processes: int) -> None:
+    """Of unlike numbers of rows, or none; of formats of unlike widths; and not contiguous."""
+    tensors = {
+        "narrow": torch.arange(10).to(torch.bfloat16).view(5, 2), "wide": torch.randn(2, 3, 4, dtype=torch.float64),
+        "step": torch.tensor(7.0), "turned": torch.arange(24.0).view(4, 6).t(), "one": torch.randn(1, 5),
+        "nothing": torch.zeros(0, 4),
+    }  # fmt: skip
+    whole = {name: Piece(tensor, tuple(tensor.shape), 0) for name, tensor in tensors.items()}
+    tensor_file.write_pieces(tmp_path / "whole", whole, True, nothing)
+    assert all(torch.equal(tensors[name], found) for name, found in load_file(tmp_path / "whole").items())
+    own = shared_out(tensors, processes)
+    for rank, some in enumerate(own):  # the first one makes the file, and all the others could come in any order
+        tensor_file.write_pieces(tmp_path / "shared", some, rank == 0, nothing)
+    assert (tmp_path / "shared").read_bytes() == (tmp_path / "whole").read_bytes()
+    on_disk = tensor_file.read_file(tmp_path / "whole")
+    for some in own:
+        for name, piece in some.items():
+            again = piece._replace(tensor=torch.full_like(piece.tensor, 9))
+            again.read(on_disk[name])
+            assert torch.equal(again.tensor, piece.tensor), name

@@ -94,12 +94,15 @@ def _entry(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh) -
         micro = max(size for size in range(1, largest + 1) if rows % size == 0)
     needed = memory_of(micro)
     sent = _traffic(config, model, counts, mesh, -(-rows // micro), rows)
+    item = precision.build(config.precision, config.expert_precision).dtype.itemsize
+    routed = micro * config.batch.sequence * model.top_k * model.width * item
+    dispatch = 2 * routed if mesh.ep > 1 else 0  # what goes, and what comes
     return {
         "machine": {"name": peak.name, "memory": has, "gpus": mesh.gpus, "gpus_per_node": config.gpus_per_node},
         "mesh": dataclasses.asdict(mesh),
         "micro": micro,
         "largest_micro": largest,
-        "memory": {**needed._asdict(), "total": needed.total, "assumes": memory.ASSUMES},
+        "memory": {**needed._asdict(), "total": needed.total, "most_dispatch": dispatch, "assumes": memory.ASSUMES},
         "short": max(needed.total - has * FILLED, 0.0) if has else 0.0,
         "traffic": {name: one._asdict() for name, one in (*sent._asdict().items(), ("total", sent.total))},
         **time(config, model, counts, mesh, sent),

@@ -54,8 +54,8 @@ def estimate(model: ModelConfig, config: TrainConfig, mesh: Mesh = ALONE) -> Mem
     """Of a step in micro-batches of config.batch.micro rows."""
     rows = config.batch.sequences // mesh.gpus
     micro = min(config.batch.micro, rows)
-    fresh = _is_fresh(mesh, micro, rows)
-    return fullest(measure.parts(model, config, micro, mesh.ep, fresh), model, config, mesh, fresh)
+    only = micro >= rows
+    return fullest(measure.parts(model, config, micro, mesh.ep, _is_fresh(mesh, only)), model, config, mesh, only)
 
 
 class ByMicro:
@@ -68,11 +68,12 @@ class ByMicro:
         self._known: dict[tuple[int, bool], Parts] = {}
 
     def __call__(self, micro: int) -> Memory:
-        fresh = _is_fresh(self.mesh, micro, self.rows)
+        only = micro >= self.rows
+        fresh = _is_fresh(self.mesh, only)
         parts = self._measured(self._few, fresh)
         if micro != self._few:
             parts = _on_line(parts, self._measured(2 * self._few, fresh), micro / self._few - 1)
-        return fullest(parts, self.model, self.config, self.mesh, fresh)
+        return fullest(parts, self.model, self.config, self.mesh, only)
 
     def largest(self, most: float) -> int:
         """Rows of the largest micro-batch of a step that stays within `most` bytes; 0: not even one row does."""
@@ -94,16 +95,17 @@ def checkpoint(model: ModelConfig, config: TrainConfig) -> int:
     return whole.weights + whole.optimizer
 
 
-def _is_fresh(mesh: Mesh, micro: int, rows: int) -> bool:
+def _is_fresh(mesh: Mesh, only: bool) -> bool:
     """Whether a micro-batch finds no gradients: alone, the only one; else each, as summed ones are kept apart."""
-    return mesh.gpus > 1 or micro >= rows
+    return mesh.gpus > 1 or only
 
 
-def fullest(parts: Parts, model: ModelConfig, config: TrainConfig, mesh: Mesh, fresh: bool) -> Memory:
+def fullest(parts: Parts, model: ModelConfig, config: TrainConfig, mesh: Mesh, only: bool) -> Memory:
+    """only: a step is one micro-batch."""
     here = share(parts, mesh)
     item = precision.build(config.precision, config.expert_precision).dtype.itemsize
     kinds = {config.optimizer.of(group).kind for group in GROUPS}
-    moments = [*_moments(parts, mesh, model.width * item, fresh, here.gradients), _step(parts, mesh, here, kinds)]
+    moments = [*_moments(parts, mesh, model.width * item, only, here.gradients), _step(parts, mesh, here, kinds)]
     moment = max(moments, key=sum)
     return Memory(here.weights, round(moment.gradients), here.optimizer, *(round(moment[at]) for at in (0, 2, 3, 4)))
 
@@ -113,6 +115,10 @@ def share(parts: Parts, mesh: Mesh) -> Size:
     whole = parts.outer
     for layer in parts.layers:
         whole = whole.plus(layer.size)
+    return _share(whole, mesh)
+
+
+def _share(whole: Size, mesh: Mesh) -> Size:
     if mesh.data == "replicate":
         return whole
     dense = [value - experts for value, experts in zip(whole[:3], whole[3:], strict=True)]
@@ -121,15 +127,16 @@ def share(parts: Parts, mesh: Mesh) -> Size:
     return Size(*(a + b for a, b in zip(kept, experts, strict=True)), *experts)
 
 
-def _moments(parts: Parts, mesh: Mesh, row_bytes: int, fresh: bool, all_gradients: int) -> Iterator[Moment]:
-    """The fullest moment of each phase of a step. Alone, `fresh` gradients come one by one; else all are there.
+def _moments(parts: Parts, mesh: Mesh, row_bytes: int, only: bool, all_gradients: int) -> Iterator[Moment]:
+    """The fullest moment of each phase of a step. The `only` micro-batch's gradients come one by one; else all are
+    there.
 
     Over several GPUs a layer's gradients are there from its backward phase on in full, until they are summed; those of
     the outer parts until the end.
     """
     alone = mesh.gpus == 1
     held = 0.0
-    gradients = 0.0 if fresh and alone else float(all_gradients)
+    gradients = 0.0 if only else float(all_gradients)
     outer = 0.0 if alone else parts.outer.gradients
     gathers = [0 if alone else _gathered(layer, mesh) for layer in parts.layers]
 
@@ -156,6 +163,8 @@ def _moments(parts: Parts, mesh: Mesh, row_bytes: int, fresh: bool, all_gradient
         layer = parts.layers[at]
         ahead = 2 * gathers[at] + (gathers[at - 1] if at else 0)  # twice: its gradients, on their way to be summed
         yield moment(layer.backward, dispatched(layer), outer + ahead)
+        if only and not alone:
+            gradients += _share(layer.size, mesh).gradients
     yield moment(parts.end, gathered=2 * outer)
 
 

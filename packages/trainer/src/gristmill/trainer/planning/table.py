@@ -50,6 +50,8 @@ def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
     if many:
         mesh, node = _mesh(plan["mesh"]), machine["gpus_per_node"]
         facts["mesh"] = f"{machine['gpus']} {machine['name']}: {mesh}, {node} to a node"
+    if memory.get("most_dispatch") and not memory["dispatch"]:
+        kinds += f"; at another moment dispatch {size(memory['most_dispatch'])}"
     each = " on each GPU" if many else ""
     facts["memory"] = f"{size(memory['total'])}{each}: {kinds} ({memory['assumes']})"
     if "micro" in plan:
