@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted([*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("pipelines/*.py"), *ROOT.glob("benchmarks/*.py")])
+FOLDERS = ("packages/*/src/**", "pipelines", "benchmarks", "places")
+SOURCES = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))
 COMMANDS = ("datapipe", "scorer", "shards", "trainer", "report")
 SUBCOMMANDS = {"trainer": "run", "scorer": "train-heads", "datapipe": "explain", "shards": "verify", "report": "build"}
 

@@ -125,10 +125,7 @@ def test_a_place_pulls_checks_and_trains_one_run(place, monkeypatch):
 
 
 def parsed(words: list[str]) -> TrainConfig:
-    if "require_check" not in TrainConfig.__dataclass_fields__:
-        words = [word for word in words if word != "--require-check"]
-    config = cli.parse_config(TrainConfig, words, "trainer run", "")
-    return dataclasses.replace(config, **({"require_check": False} if hasattr(config, "require_check") else {}))
+    return cli.parse_config(TrainConfig, words, "trainer run", "")
 
 
 @pytest.mark.parametrize("script", ["slurm_prepare.sh", "slurm_train.sh", "setup", "run"])

@@ -206,6 +206,7 @@ def four(place: Place, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
     runs = [place.run(f"four/{case}", case) for case in AT_FOUR]
     runs += [place.run("replicate/4/muon", "muon", data="replicate")]
     runs += [place.run("ep 2 x 2/muon", "muon", ep=2), place.run("ep 4/drops", "drops", ep=4)]
+    runs += [place.run("ep 2 x replicate/muon", "muon", ep=2, data="replicate")]
     runs += [place.run("on/2 to 1 to 4", "uneven"), place.run("on/ep 2 to 4", "muon")]
     read = [place.run("on/ep 2 to ep 2", "muon", ep=2), place.run("on/ep 2 to ep 4", "muon", ep=4)]
     return in_ranks(train_and_read, 4, runs, read)
@@ -295,7 +296,7 @@ def test_experts_of_two_processes_learn_the_same_but_for_rounding(
     near(place, f"ep 2/{case}", case)
 
 
-@pytest.mark.parametrize("name", ["ep 2 x 2/muon", "ep 4/drops"])
+@pytest.mark.parametrize("name", ["ep 2 x 2/muon", "ep 2 x replicate/muon", "ep 4/drops"])
 def test_experts_of_four_processes_learn_the_same_but_for_rounding(
     place: Place, four: list[dict[str, Any]], name: str
 ) -> None:

@@ -58,7 +58,6 @@ def test_a_run_is_refused_until_it_was_checked_as_it_is(shards, tmp_path):
         check.require(longer, open_training(longer))
 
 
-@pytest.mark.skipif("require_check" not in TrainConfig.__dataclass_fields__, reason="loop.train does not ask yet")
 def test_training_that_wants_a_check_begins_after_it_alone(shards, tmp_path):
     asked = config(shards, tmp_path / "run", tokens=2048, **{"require_check": True})
     with pytest.raises(UsageError, match="was not checked"):

@@ -102,6 +102,8 @@ class TrainConfig:
     the run reads before it starts, and keep it."""
     check_shards: bool = True
     """First compare the sha256 of all shards that the run will read: about a second per gigabyte and core."""
+    require_check: bool = False
+    """Refuse to start unless trainer check passed here on this configuration, this data and this code."""
     launcher: Literal["none", "local", "ray"] = "none"
     """What starts the processes. none: this is the only one, or torchrun or Slurm has started all. local: this command,
     on this machine. ray: Ray Train, on the cluster that RAY_ADDRESS names, and again when a worker is lost."""
@@ -196,7 +198,8 @@ class TrainConfig:
 # go on with a run that one of them stopped.
 _PLACES = ("mixture", "data", "output", "tokenizer")
 _WATCHED = ("health", "samples", "trackers", "price_per_hour")
-_DECIDES_NOTHING = (*_PLACES, *_WATCHED, "check_shards", "disk_gb", "keep_checkpoints", "launcher", "nproc", "parallel")
+_PROCESSES = ("launcher", "nproc", "parallel", "require_check")
+_DECIDES_NOTHING = (*_PLACES, *_WATCHED, *_PROCESSES, "check_shards", "disk_gb", "keep_checkpoints")
 _MAY_CHANGE = (*_DECIDES_NOTHING, "alarms")
 
 

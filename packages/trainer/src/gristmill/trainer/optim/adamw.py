@@ -34,8 +34,9 @@ class AdamW(torch.optim.AdamW):
         gradients = [one.grad for one in some if one.grad is not None]
         slots = [[self.state[one][name] for one in some] for name in ("exp_avg", "exp_avg_sq", "step")]
         numbers = [_joined(tensors) for tensors in (some, gradients, *slots[:2])]
+        values, changes, means, squares = ([one] for one in numbers)
         adamw(
-            *([one] for one in numbers), [], [slots[2][0].clone()], fused=True, amsgrad=False, maximize=False,
+            values, changes, means, squares, [], [slots[2][0].clone()], fused=True, amsgrad=False, maximize=False,
             beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
             eps=group["eps"],
         )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -183,7 +184,7 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
     if world.ep > 1:
         for layer in layers:
             if world.mesh["dp"].size() > 1:
-                _shard(layer.experts, world.mesh["dp"], config)
+                _shard(layer.experts, world.mesh, config)
             else:  # nobody else has these
                 apart |= set(layer.experts.parameters())
     for block in model.blocks:
@@ -191,12 +192,10 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
     _shard(model, world.everyone, config, apart)
 
 
-def _shard(
-    module: nn.Module, mesh: dist.DeviceMesh, config: ParallelConfig, apart: Iterable[nn.Parameter] = ()
-) -> None:
-    """FSDP2: its parameters become rows, gathered before forward and backward; gradients are sums over the mesh."""
-    if config.data == "replicate":  # over rows of one process each
-        mesh = dist.DeviceMesh(mesh.device_type, mesh.mesh.view(-1, 1), mesh_dim_names=("replicate", "shard"))
+def _shard(module: nn.Module, mesh: DeviceMesh, config: ParallelConfig, apart: Iterable[nn.Parameter] = ()) -> None:
+    """FSDP2: its parameters become rows, gathered before forward and backward; gradients are summed."""
+    # To replicate, over rows of one process each. All processes make all groups: a part of them could not alone.
+    mesh = mesh["dp", "one"] if config.data == "replicate" else mesh["dp"]
     inside = set(module.parameters()) & set(apart)
     sharded: FSDPModule = fully_shard(module, mesh=mesh, ignored_params=inside)  # pyright: ignore[reportAssignmentType]
     sharded.set_gradient_divide_factor(1.0)

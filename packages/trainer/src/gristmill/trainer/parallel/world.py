@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -27,8 +28,8 @@ class World:
     size: int = 1
     ep: int = 1
     device: torch.device = torch.device("cpu")
-    mesh: DeviceMesh | None = None  # "dp" x "ep"
-    everyone: DeviceMesh | None = None  # all of them in a row
+    mesh: DeviceMesh | None = None  # "dp" x "one" x "ep"; "one" is one process wide
+    everyone: DeviceMesh | None = None  # "dp" x "one": all of them in a row
     aside: dist.ProcessGroup | None = None  # by way of the processors, for small things and for other threads
     background: dist.ProcessGroup | None = None  # the same, for one thread beside training
 
@@ -100,9 +101,9 @@ def joined(config: ParallelConfig, device: torch.device) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.timeout))
     try:
-        mesh = init_device_mesh(device.type, (size // config.ep, config.ep), mesh_dim_names=("dp", "ep"))
-        everyone = init_device_mesh(device.type, (size,), mesh_dim_names=("all",))
-        aside, background = (dist.new_group(backend="gloo") for _ in range(2))
+        mesh = init_device_mesh(device.type, (size // config.ep, 1, config.ep), mesh_dim_names=("dp", "one", "ep"))
+        everyone = init_device_mesh(device.type, (size, 1), mesh_dim_names=("dp", "one"))
+        aside, background = (cast(dist.ProcessGroup, dist.new_group(backend="gloo")) for _ in range(2))
         yield World(dist.get_rank(), size, config.ep, device, mesh, everyone, aside, background)
     except RuntimeError as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
