@@ -112,7 +112,7 @@ def _fail(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> NoReturn:
     """Tell why the processes ended that did, and with their exit code."""
     codes = [process.poll() for process in processes]
     until = time.monotonic() + FAREWELL_SECONDS
-    while None in codes and not any(code and code < 0 for code in codes) and time.monotonic() < until:
+    while None in codes and time.monotonic() < until:
         time.sleep(LOOK_SECONDS)
         codes = [process.poll() for process in processes]
     if killed := [rank for rank, code in enumerate(codes) if code and code < 0]:
