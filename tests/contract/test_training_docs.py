@@ -1,4 +1,5 @@
-"""docs/training.md: its commands exist, with the flags that it gives them, and its numbers are the defaults."""
+"""docs/training.md and scaling.md: their commands exist, with the flags that they give them, and numbers are the
+defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tests.support.scripts import environment
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.watch.alarms import AlarmConfig
 
-PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = "\n".join((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("training", "scaling", "places"))
 FLAG = re.compile(r"--[a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*")
 PLACEHOLDERS = {"--section.key", "--alarms.name"}
 
@@ -52,7 +54,7 @@ def test_a_command_of_the_page_has_its_flags(line: str) -> None:
 
 def test_flags_in_the_text_are_some_command_s() -> None:
     text = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
-    own = [code for code in re.findall(r"`([^`]*)`", text) if not code.startswith(("trackio ", "tensorboard "))]
+    own = [code for code in re.findall(r"`([^`]*)`", text) if not code.startswith(("trackio ", "tensorboard ", "torchrun "))]
     told = {flag.lower() for code in own for flag in FLAG.findall(code)}
     known = set[str]().union(*(flags_of(line) for line in commands()))
     unknown = {flag for flag in told - known - PLACEHOLDERS if not any(name.startswith(f"{flag}.") for name in known)}

@@ -98,7 +98,8 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
     config, first = run.config, run.position
     peak, world = hardware.of_device(run.device, run.model.precision.dtype), run.world
     run.record["hardware"] = peak and peak._asdict()
-    meter = Meter(run.device, peak, run.record["flops_per_token"], config.price_per_hour)
+    flops_each = run.record["flops_per_token"] / world.size  # on each device, for a token of the batch
+    meter = Meter(run.device, peak, flops_each, config.price_per_hour)
     begins = checkpoint.latest(run.folder) is None
     told = -1 if begins else first.step  # what was told of later steps is told again
     with (
