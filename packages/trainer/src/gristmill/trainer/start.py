@@ -27,7 +27,7 @@ from gristmill.trainer.checkpoints.initial import Initial
 from gristmill.trainer.config import TrainConfig, differences
 from gristmill.trainer.data import Document, TrainingData, held_out, open_training
 from gristmill.trainer.model import precision
-from gristmill.trainer.model.config import ModelConfig, resolve
+from gristmill.trainer.model.config import ModelConfig, name_of, resolve
 from gristmill.trainer.model.counts import count
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
@@ -225,7 +225,7 @@ def _announce(run: Run, model: ModelConfig, newest: Path | None) -> None:
     config, device, counts, processes = run.config, run.device, count(model), run.world.size
     why = "given" if config.device != "auto" else "cuda is available" if device.type == "cuda" else "no cuda here"
     flops = counts.flops_per_token(config.batch.sequence) / 1e6
-    name = config.init_from or config.model.preset
+    name = config.init_from or name_of(config.model)
     log.info(
         f"{name}: {counts.total:,} parameters, {counts.active:,} active, "
         f"{flops:.1f} MFLOP/token; {f'{processes} processes, ' if processes > 1 else ''}"

@@ -195,6 +195,12 @@ else:  # every field of ModelConfig, none of them given
     ModelSection = dataclasses.make_dataclass("ModelSection", [_preset, *_overrides], frozen=True, namespace=_here)
 
 
+def name_of(section: ModelSection) -> str:
+    """What to call the model: its preset, or what it differs from."""
+    differs = any(getattr(section, field.name) is not None for field in dataclasses.fields(ModelConfig))
+    return f"own model (from {section.preset})" if differs else section.preset
+
+
 def presets() -> list[str]:
     folder = resources.files("gristmill.trainer.model").joinpath("presets")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))

@@ -14,7 +14,7 @@ from gristmill.shards.plan import Plan
 from gristmill.shards.reader import Dataset
 from gristmill.trainer.checkpoints import initial
 from gristmill.trainer.data import resolve_data
-from gristmill.trainer.model.config import ModelConfig, resolve
+from gristmill.trainer.model.config import ModelConfig, name_of, resolve
 from gristmill.trainer.model.counts import count
 from gristmill.trainer.planning import gpus, memory, timing
 from gristmill.trainer.planning.plan_config import PlanConfig
@@ -45,7 +45,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         "sequence": config.batch.sequence,
         "sources": _sources(config, data[1], data[2]) if data else [],
         "model": {
-            "name": config.init_from or config.section.preset,
+            "name": config.init_from or name_of(config.section),
             "parameters": counts.total,
             "active_parameters": counts.active,
             "tokens_per_active_parameter": config.trained_tokens / counts.active,
