@@ -4,7 +4,10 @@ newest checkpoint. The run's folder and the data lie where all nodes see them.
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
+import sys
 from typing import Any
 
 from gristmill.base.config import from_mapping, to_mapping
@@ -17,14 +20,23 @@ RESTARTS = 3
 
 def train_on_ray(config: TrainConfig) -> None:
     """Raises GristmillError where it failed RESTARTS + 1 times; UsageError where Ray Train is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    _prepare()
     try:
+        import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
     except ImportError as error:
         raise UsageError(f"--launcher ray: Ray Train is not installed ({error}); pip install 'ray[train]'") from None
+    address = os.environ.get("RAY_ADDRESS", "local")
+    try:
+        # "local": never a cluster that somebody else left running on this machine
+        ray.init(address, logging_level=logging.ERROR, **({"include_dashboard": False} if address == "local" else {}))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        told = str(error).splitlines()[0]
+        raise GristmillError(
+            f"--launcher ray: {told}; check RAY_ADDRESS, and RAY_AUTH_TOKEN where it has one"
+        ) from error
     cuda = pick_device(config.device).type == "cuda"
     trainer: Any = TorchTrainer(
         _work,
@@ -46,6 +58,18 @@ def train_on_ray(config: TrainConfig) -> None:
     except TrainingFailedError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise GristmillError(f"--launcher ray: {lines[-1] if lines else 'training failed'}") from error
+    finally:
+        ray.shutdown()
+
+
+def _prepare() -> None:
+    """Ray reads these when it is imported. The ports of a cluster of our own listen on all interfaces, whatever Ray is
+    told; a token of its own keeps others out."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # its 60 are few on a busy machine
+    if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
 
 def _work(values: dict[str, Any]) -> None:
