@@ -64,6 +64,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     """
     from gristmill.trainer.checkpoints import initial
     from gristmill.trainer.data import open_training
+    from gristmill.trainer.parallel import fits
     from gristmill.trainer.trackers.open import find_adapters
 
     began = time.perf_counter()
@@ -80,6 +81,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
         shape = resolve(run.model, vocab)
     if shape.vocab < vocab:
         raise UsageError(f"model.vocab ({shape.vocab}) is less than the data's ({vocab})")
+    fits.require(run, (phase.length for phase in data.plan.phases), run.nproc)
     log.info("data and mixture are there: %s of %s tokens", data.plan.mixture, f"{run.trained_tokens:,}")
     _build(shape, run)
     log.info("the model's parts fit together; training %d smoke steps of a narrow one", config.smoke_steps)

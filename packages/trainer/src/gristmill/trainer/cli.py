@@ -79,6 +79,11 @@ def finetune(arguments: list[str]) -> int:
 
     description = inspect.cleandoc(finetune.__doc__ or "")
     place, settings, flags = finetune_config.parse(arguments, description)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "trainer finetune prepares the run in one process: give --launcher local, or begin it without torchrun, "
+            "stop it, and start torchrun ... -m gristmill.trainer resume RUN"
+        )
     from gristmill.trainer.finetuning import finetune as tuning
     from gristmill.trainer.parallel import launch
 

@@ -167,6 +167,10 @@ class TrainConfig:
         """The budget, in whole steps."""
         return self.tokens // self.batch.tokens * self.batch.tokens
 
+    def rows_of_pass(self, length: int) -> int:
+        """Windows that go through the model at a time, in a phase whose windows have `length` tokens."""
+        return max(self.batch.micro * self.batch.sequence // length, 1)
+
     def stages_after(self, step: int) -> list[Stage]:
         """What is left of the stages when `step` steps are done."""
         left = []

@@ -151,7 +151,7 @@ def _due(step: int, every: int, always: bool) -> bool:
 def _step(run: Run, step: int, batch: Batch) -> StepResult:
     config = run.config
     example = to_example(batch, run.device)
-    micro = max(config.batch.micro * config.batch.sequence // example.inputs_BS.shape[1], 1)
+    micro = config.rows_of_pass(example.inputs_BS.shape[1])
     before_pass = nothing if run.rounding is None else partial(run.rounding.begin, step)
     share = factor(config.optimizer, step, config.steps)
     observe = _due(step, config.health.every, False)

@@ -32,6 +32,7 @@ from gristmill.trainer.model.counts import count
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.optimizer import Optimizer
+from gristmill.trainer.parallel import fits
 from gristmill.trainer.parallel.shards import Shards, spread
 from gristmill.trainer.parallel.world import World
 from gristmill.trainer.run_folder import FORMAT, LOST, read_run
@@ -93,8 +94,10 @@ def open_data(config: TrainConfig, world: World) -> TrainingData:
             f"--disk-gb is for one process, and there are {world.size}; leave it out: all is fetched first"
         )
     data = open_training(config) if world.is_first_here else None
-    world.wait()
-    return data or open_training(dataclasses.replace(config, check_shards=False))
+    world.wait(long=True)
+    data = data or open_training(dataclasses.replace(config, check_shards=False))
+    fits.require(config, (phase.length for phase in data.plan.phases), world.size)
+    return data
 
 
 def agree(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:

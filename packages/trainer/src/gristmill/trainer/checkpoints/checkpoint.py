@@ -172,7 +172,7 @@ def restore(checkpoint: Path, pieces: Pieces, world: World = ALONE) -> State:
         DataError: a file is missing or damaged, its hash is not the one written with it, or it is another model's.
     """
     state = _verified(checkpoint, FILES) if world.is_first else read_state(checkpoint)
-    world.wait()  # else all would read what they hash
+    world.wait(long=True)  # else all would read what they hash
     for file, own in pieces.items():
         path = checkpoint / file
         found = tensor_file.read_file(path)

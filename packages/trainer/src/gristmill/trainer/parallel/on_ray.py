@@ -8,14 +8,17 @@ import logging
 import os
 import secrets
 import sys
+from pathlib import Path
 from typing import Any
 
 from gristmill.base.config import from_mapping, to_mapping
-from gristmill.base.errors import GristmillError, UsageError
+from gristmill.base.errors import DataError, GristmillError, UsageError
+from gristmill.base.files import read_object, write_json
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.run_folder import pick_device
 
 RESTARTS = 3
+REFUSED = Path("ray") / "refused.json"
 
 
 def train_on_ray(config: TrainConfig) -> None:
@@ -37,6 +40,8 @@ def train_on_ray(config: TrainConfig) -> None:
         raise GristmillError(
             f"--launcher ray: {told}; check RAY_ADDRESS, and RAY_AUTH_TOKEN where it has one"
         ) from error
+    refused = config.folder / REFUSED
+    refused.unlink(missing_ok=True)
     cuda = pick_device(config.device).type == "cuda"
     trainer: Any = TorchTrainer(
         _work,
@@ -60,6 +65,9 @@ def train_on_ray(config: TrainConfig) -> None:
         raise GristmillError(f"--launcher ray: {lines[-1] if lines else 'training failed'}") from error
     finally:
         ray.shutdown()
+    if refused.exists():
+        found = read_object(refused, kind=str, told=str)
+        raise (UsageError if found["kind"] == "UsageError" else DataError)(found["told"])
 
 
 def _prepare() -> None:
@@ -73,6 +81,11 @@ def _prepare() -> None:
 
 
 def _work(values: dict[str, Any]) -> None:
+    """What no new start mends is put down, and told by the command, instead of being raised, as Ray would try again."""
     from gristmill.trainer import loop
 
-    loop.train(from_mapping(TrainConfig, values, "--launcher ray"))
+    config = from_mapping(TrainConfig, values, "--launcher ray")
+    try:
+        loop.train(config)
+    except (UsageError, DataError) as error:
+        write_json(config.folder / REFUSED, {"kind": type(error).__name__, "told": str(error)})

@@ -21,6 +21,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.trainer.parallel.config import ParallelConfig
 
+MEETING = "GRISTMILL_MEETING"
+"""The environment's name for where processes meet, if that is no MASTER_ADDR and MASTER_PORT: file://..."""
+PATIENCE = datetime.timedelta(days=7)
+
+
+class LostTouchError(GristmillError):
+    """Another process is gone, or does not answer: the cause is there."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -32,6 +40,7 @@ class World:
     everyone: DeviceMesh | None = None  # "dp" x "one": all of them in a row
     aside: dist.ProcessGroup | None = None  # by way of the processors, for small things and for other threads
     background: dist.ProcessGroup | None = None  # the same, for one thread beside training
+    patient: dist.ProcessGroup | None = None  # the same, for waits that may last
 
     @property
     def is_first(self) -> bool:
@@ -63,10 +72,10 @@ class World:
         dist.all_reduce(told, dist.ReduceOp.MAX, group=self.aside)
         return int(told)
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def wait(self, long: bool = False) -> None:
+        """Until all are here. long: for hours, if need be, as where one fetches or hashes what the others wait for."""
         if not self.is_alone:
-            dist.barrier(self.aside)
+            dist.barrier(self.patient if long else self.aside)
 
     def wait_beside(self) -> None:
         """The same, for the thread beside training."""
@@ -93,22 +102,31 @@ def joined(config: ParallelConfig, device: torch.device) -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
-    joins = not dist.is_initialized()
+    joins, timeout = not dist.is_initialized(), datetime.timedelta(seconds=config.timeout)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        number = int(os.environ.get("LOCAL_RANK", "0"))
+        if number >= torch.cuda.device_count():
+            raise UsageError(f"process {number} of this machine has no GPU: there are {torch.cuda.device_count()}")
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if joins:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.timeout))
+        rank, where = int(os.environ["RANK"]), os.environ.get(MEETING, "env://")
+        dist.init_process_group(backend, where, timeout, world_size=size, rank=rank)
     try:
         mesh = init_device_mesh(device.type, (size // config.ep, 1, config.ep), mesh_dim_names=("dp", "one", "ep"))
         everyone = init_device_mesh(device.type, (size, 1), mesh_dim_names=("dp", "one"))
-        aside, background = (cast(dist.ProcessGroup, dist.new_group(backend="gloo")) for _ in range(2))
-        yield World(dist.get_rank(), size, config.ep, device, mesh, everyone, aside, background)
+        for group in (*mesh.get_all_groups(), *everyone.get_all_groups()):
+            dist.distributed_c10d._set_pg_timeout(timeout, group)  # a mesh's groups have half an hour
+        limits = (timeout, timeout, PATIENCE)
+        aside, background, patient = (
+            cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=limit)) for limit in limits
+        )
+        yield World(dist.get_rank(), size, config.ep, device, mesh, everyone, aside, background, patient)
     except RuntimeError as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if re.search("gloo|nccl|connection|peer|timed out|store", str(error), re.IGNORECASE):
-            raise GristmillError(f"lost touch with another process, or waited in vain for it ({told:.200})") from error
+        if isinstance(error, dist.DistError) or re.search(r"gloo/|NCCL|Connection (reset|closed|refused)", str(error)):
+            raise LostTouchError(f"lost touch with another process, or waited in vain for it ({told:.200})") from error
         raise
     finally:
         if joins:
