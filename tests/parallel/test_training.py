@@ -345,8 +345,8 @@ def test_what_is_read_and_in_which_order_does_not_depend_on_the_processes(
     [
         ("ep and processes", "parallel.ep (3) does not divide the number of processes (2)"),
         ("ep and experts", "2 ranks do not divide the 5 experts of a layer"),
-        ("micro", "8 windows in passes of 8 (batch.micro) cannot be shared by 2 processes"),
-        ("ramp", "2 windows in passes of 2 (batch.micro) cannot be shared by 2 processes"),
+        ("micro", "steps of 8 windows of 32 tokens, in passes of 8 (batch.micro 8), cannot be shared by 2 processes"),
+        ("ramp", "steps of 2 windows of 32 tokens, in passes of 2 (batch.micro 2), cannot be shared by 2 processes"),
         ("adafactor", "optimizer.kind adafactor looks at whole weights"),
         ("a group's adafactor", "adafactor looks at whole weights"),
         ("disk", "--disk-gb is for one process, and there are 2"),

@@ -34,7 +34,8 @@ def train_on_ray(config: TrainConfig) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
         # "local": never a cluster that somebody else left running on this machine
-        ray.init(address, logging_level=logging.ERROR, **({"include_dashboard": False} if address == "local" else {}))
+        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         told = str(error).splitlines()[0]
         raise GristmillError(
