@@ -11,7 +11,7 @@ COPY dev pyproject.toml constraints.txt ./
 COPY packages packages
 COPY pipelines pipelines
 RUN ./dev setup \
-    && rm -rf /root/.cache
+    && rm -rf ~/.cache
 # Compiled kernels are kept where the user may write
 ENV PATH=/gristmill/.venv/bin:$PATH \
     NUMBA_CACHE_DIR=/tmp/numba
