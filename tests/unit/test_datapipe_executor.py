@@ -293,3 +293,16 @@ def test_a_ray_that_takes_too_long_to_start_is_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(GristmillError, match=r"^Ray cannot start on this machine: The current node .*; --workers 0"):
         cluster.connect(2)
+
+
+def test_a_stage_whose_model_is_small_has_no_process_of_its_own(tmp_path: Path) -> None:
+    from gristmill.datapipe.filters.language import LanguageConfig
+    from gristmill.datapipe.filters.perplexity import PerplexityConfig
+    from gristmill.datapipe.stages.measure import Language, Perplexity
+    from gristmill.datapipe.workflow.jobs import StageJob
+
+    jobs = [
+        StageJob(stage, tmp_path, {}, {}, tmp_path, {}, tmp_path)
+        for stage in (Language(LanguageConfig()), Perplexity(PerplexityConfig()))
+    ]
+    assert [job.stateful for job in jobs] == [False, True]
