@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("packages/*/src/**", "pipelines", "benchmarks", "places")
 SOURCES = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))
 COMMANDS = ("datapipe", "scorer", "shards", "trainer", "report")
-SUBCOMMANDS = {"trainer": "run", "scorer": "train-heads", "datapipe": "explain", "shards": "verify", "report": "build"}
+SUBCOMMANDS = {"trainer": "run", "scorer": "train-heads", "datapipe": "explain", "shards": "verify", "report": "export"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -32,7 +32,7 @@ def test_the_readme_commands_work_on_what_the_demo_left(clean: tuple[Path, str],
     commands = [line.partition("  #")[0] for line in (*block.splitlines(), *filters.splitlines()) if "runs/" in line]
     commands = [line for line in commands if "hf://" not in line and not line.startswith("report open")]
     assert {line.split()[0] for line in commands} == {"datapipe", "scorer", "shards", "trainer"}
-    for command in (*commands, "report build runs/demo"):
+    for command in (*commands, "report export runs/demo"):
         line = command.replace("runs/demo", str(clean[0])).replace("runs/", f"{tmp_path}/")
         done = subprocess.run(shlex.split(line), capture_output=True, text=True, env=environment(), check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -30,7 +30,6 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def test_a_lost_worker_is_replaced_and_the_weights_are_those_of_one_process(shards: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray.train")
     whole, on_ray = tmp_path / "whole", tmp_path / "ray"
     subprocess.run(command(shards, whole), check=True, capture_output=True)
     log = tmp_path / "log"

@@ -86,6 +86,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def test_open_prints_its_address_and_stops_on_interrupt(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
     with subprocess.Popen(
         command("open", str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -98,18 +99,18 @@ def test_open_prints_its_address_and_stops_on_interrupt(tmp_path: Path) -> None:
 
 
 def test_build_prints_where_the_page_is(tmp_path: Path) -> None:
-    done = subprocess.run(command("build", str(tmp_path)), capture_output=True, text=True, check=True)
+    done = subprocess.run(command("export", str(tmp_path)), capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()) == tmp_path / "report/index.html"
-    wrong = subprocess.run(command("build", str(tmp_path / "nowhere")), capture_output=True, text=True)
+    wrong = subprocess.run(command("export", str(tmp_path / "nowhere")), capture_output=True, text=True)
     assert wrong.returncode == 2 and "no such run folder" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; sys.argv = ['report', 'build', '--help']\n"
+        "import sys; sys.argv = ['report', 'export', '--help']\n"
         "from gristmill.report.cli import main\n"
         "try: main()\n"
         "finally: print(sorted({'pyarrow', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "--output" in done.stdout and done.stderr.strip() == "[]"
+    assert done.returncode == 0 and "--html" in done.stdout and done.stderr.strip() == "[]"

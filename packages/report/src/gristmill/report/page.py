@@ -6,19 +6,24 @@ A content security policy names the two inlined pieces by hash; document text re
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from gristmill.base.files import write_text
-from gristmill.report.run_folder import ReportData, collect
+from gristmill.report.live_run import LiveRun
+from gristmill.report.questions import at_first
+from gristmill.report.run_folder import Panel, ReportData, as_json
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = (
     "dom.js",
+    "ask.js",
     "charts.js",
     "data_panels.js",
     "duplicates_panel.js",
@@ -26,6 +31,7 @@ SCRIPTS = (
     "training_panel.js",
     "heads_panel.js",
     "reading.js",
+    "runs_panel.js",
     "app.js",
 )  # later ones use earlier ones
 REFRESH_SECONDS = 5
@@ -37,20 +43,34 @@ def build(run: Path, out: Path | None = None, seed: int = 0) -> Path:
     Raises:
         UsageError: `run` is no folder.
     """
-    target = out or run / "report" / "index.html"
-    write_text(target, render(collect(run, seed)))
+    target, source = out or run / "report" / "index.html", LiveRun(run, seed)
+    write_text(target, render(source.report()[0], answers=at_first(source)))
     return target
 
 
-def render(data: ReportData, live: bool = False) -> str:
-    """The page as text. A live page may also fetch from the server that it came from, and from nowhere else."""
+def render(data: ReportData, live: bool = False, key: str = "", answers: Sequence[Panel] = ()) -> str:
+    """The page of a run as text: of the run `key`, where it is served among others. `answers` is of a page that is a
+    file: see questions.at_first."""
+    held = {**dataclasses.asdict(data), "answers": list(answers)}
+    return _page(str(data.overview["name"]), "run", held, live, key)
+
+
+def render_folder(listed: Panel, live: bool = True) -> str:
+    """The page over several runs as text; `listed` is what questions.runs told of them."""
+    return _page("all runs", "folder", {"runs": listed, "answers": []}, live, "")
+
+
+def _page(title: str, kind: str, data: Panel, live: bool, key: str) -> str:
+    """A live page may also fetch from the server that it came from, and from nowhere else."""
     pieces = {
         "policy": policy(live),
-        "title": html.escape(f"{data.overview['name']} · Gristmill report"),
+        "title": html.escape(f"{title} · Gristmill report"),
         "style": style(),
         "script": script(),
+        "kind": kind,
         "live": str(REFRESH_SECONDS if live else 0),
-        "data": inline_json(data.to_json()),
+        "run": html.escape(key),
+        "data": inline_json(as_json(data)),
     }
     # One pass, so that nothing inside the data is taken for a place to fill.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: pieces[match[1]], _asset("index.html"))
@@ -61,7 +81,7 @@ def policy(live: bool = False) -> str:
     connect = " connect-src 'self';" if live else ""
     return (
         f"default-src 'none'; script-src '{_hash(script())}'; style-src '{_hash(style())}';{connect} "
-        "base-uri 'none'; form-action 'none'"
+        "img-src blob:; base-uri 'none'; form-action 'none'"
     )
 
 

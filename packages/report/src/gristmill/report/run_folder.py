@@ -19,6 +19,7 @@ import pyarrow as pa
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
 from gristmill.report import artifacts, comparison, duplicates, heads, measures, samples, training
+from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
 
 T = TypeVar("T")
@@ -48,8 +49,7 @@ class ReportData:
     artifacts: Panel
 
     def to_json(self) -> str:
-        """ASCII JSON, numbers to six digits, non-finite ones as null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), allow_nan=False, separators=(",", ":"))
+        return as_json(dataclasses.asdict(self))
 
 
 def collect(run: Path, seed: int = 0) -> ReportData:
@@ -60,8 +60,8 @@ def collect(run: Path, seed: int = 0) -> ReportData:
     """
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; give the folder that a pipeline wrote (it holds run.json)")
-    stages, funnel = _panel(lambda: _stages(run)), _panel(lambda: _funnel(run))
-    quarantine, compared = _panel(lambda: _quarantine(run)), _panel(lambda: comparison.read(run))
+    stages, funnel = panel_of(lambda: _stages(run)), panel_of(lambda: _funnel(run))
+    quarantine, compared = panel_of(lambda: _quarantine(run)), panel_of(lambda: comparison.read(run))
     by_row = _row_panels(run, seed)
     return ReportData(
         overview=_overview(run, stages, funnel, quarantine, compared, by_row),
@@ -70,13 +70,13 @@ def collect(run: Path, seed: int = 0) -> ReportData:
         measures=by_row["measures"],
         scores=by_row["scores"],
         oracle=by_row["oracle"],
-        heads=_panel(lambda: _heads(run)),
+        heads=panel_of(lambda: _heads(run)),
         duplicates=by_row["duplicates"],
         samples=by_row["samples"],
         quarantine=quarantine,
-        training=_panel(lambda: _training(run)),
+        training=panel_of(lambda: _training(run)),
         comparison=compared,
-        artifacts=_panel(lambda: artifacts.read(run)),
+        artifacts=panel_of(lambda: artifacts.read(run)),
     )
 
 
@@ -86,6 +86,8 @@ def _attempt(make: Callable[[], T]) -> tuple[T | None, Panel]:
         return make(), {}
     except NotThere as absent:
         return None, {"missing": absent.what, "made_by": absent.made_by}
+    except AskedWrong:
+        raise
     except GristmillError as error:
         return None, {"error": str(error)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -93,7 +95,8 @@ def _attempt(make: Callable[[], T]) -> tuple[T | None, Panel]:
         return None, {"error": f"{type(error).__name__}: {error}"}
 
 
-def _panel(make: Callable[[], Panel]) -> Panel:
+def panel_of(make: Callable[[], Panel]) -> Panel:
+    """What `make` gives, or the panel that says why there is nothing. Raises AskedWrong: a question's fault."""
     made, failure = _attempt(make)
     return failure if made is None else made
 
@@ -145,22 +148,22 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
     source, failure = _attempt(lambda: rows.labels("documents", "source")) if rows else (None, failure)
     if rows is None or source is None:
         names = ("rows", "measures", "scores", "duplicates", "samples")
-        return dict.fromkeys(names, failure) | {"oracle": _panel(lambda: _oracle(run, None))}
+        return dict.fromkeys(names, failure) | {"oracle": panel_of(lambda: _oracle(run, None))}
     selected, unselected = _attempt(lambda: _selection(rows))
     keep, reason = selected or (None, (np.full(rows.total, -1, dtype=np.int32), []))
     tokens, _ = _attempt(lambda: rows.numbers("annotations/tokens", "count"))
     calibration = _calibration(run)
-    clusters = _panel(lambda: duplicates.read(run, rows))
+    clusters = panel_of(lambda: duplicates.read(run, rows))
     chosen = (
-        _panel(lambda: _samples(run, rows, keep, reason, source, calibration, clusters, seed))
+        panel_of(lambda: _samples(run, rows, keep, reason, source, calibration, clusters, seed))
         if keep is not None
         else unselected
     )
     return {
         "rows": {"documents": rows.total} | _kept(keep, tokens),
-        "measures": _panel(lambda: measures.kept_and_dropped(rows, keep, set_aside(reason))),
-        "scores": _panel(lambda: measures.score_histograms(rows, source, calibration, tokens)),
-        "oracle": _panel(lambda: _oracle(run, rows)),
+        "measures": panel_of(lambda: measures.kept_and_dropped(rows, keep, set_aside(reason))),
+        "scores": panel_of(lambda: measures.score_histograms(rows, source, calibration, tokens)),
+        "oracle": panel_of(lambda: _oracle(run, rows)),
         "duplicates": clusters,
         "samples": chosen,
     }
@@ -248,11 +251,11 @@ def _oracle(run: Path, rows: Rows | None) -> Panel:
 
 def _heads(run: Path) -> Panel:
     def with_thresholds(bundle: Panel) -> Panel:
-        return bundle | {"calibration": _panel(lambda: heads.read_calibration(run / "heads" / bundle["name"]))}
+        return bundle | {"calibration": panel_of(lambda: heads.read_calibration(run / "heads" / bundle["name"]))}
 
     return {
         "bundles": [with_thresholds(bundle) for bundle in heads.read(run)],
-        "drift": _panel(lambda: heads.read_drift(run)),
+        "drift": panel_of(lambda: heads.read_drift(run)),
     }
 
 
@@ -311,7 +314,7 @@ def _training(run: Path) -> Panel:
 def _overview(
     run: Path, stages: Panel, funnel: Panel, quarantine: Panel, compared: Panel, by_row: dict[str, Panel]
 ) -> Panel:
-    card = _panel(lambda: _json(run / "run.json", run, "the pipeline's runner"))
+    card = panel_of(lambda: _json(run / "run.json", run, "the pipeline's runner"))
     rows, rules = by_row.get("rows", {}), funnel.get("rules") or []
     first, last = (rules[0], rules[-1]) if rules else ({}, {})
     facts = ("status", "started_at", "finished_at", "command", "versions", "machine")
@@ -336,6 +339,11 @@ def _split_order(name: str) -> tuple[int, str]:
 
 def _counts(values: list[Any]) -> dict[str, int]:
     return {str(name): values.count(name) for name in dict.fromkeys(values)}
+
+
+def as_json(value: Any) -> str:
+    """ASCII JSON, numbers to six digits, non-finite ones as null."""
+    return json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 // The page: header, contents, numbered sections; drawn again when a choice or, on a live page, the run changes.
 
-const SECTIONS = [
+// key of the page's data -> title, and what draws it: make(its data, choices, change, all data).
+const RUN = [
   ["stages", "How the run went", panelStages],
   ["funnel", "What the policy kept", panelFunnel],
   ["comparison", "Did filtering help?", panelComparison],
@@ -14,28 +15,31 @@ const SECTIONS = [
   ["training", "Training", panelTraining],
   ["artifacts", "Published shards", panelArtifacts],
 ];
+const FOLDER = [["runs", "All runs", panelRuns]];
+const SECTIONS = document.body.dataset.kind === "folder" ? FOLDER : RUN;
 
 let report = JSON.parse(document.getElementById("data").textContent);
 let choices = {};
-let figures = 0;
+let numbered = { section: 0, figures: 0 }; // of the section that is being drawn
+
+for (const one of report.answers || []) answers.set(addressed(one.question, one.asked), one.answer);
 
 function figure(caption, ...content) {
-  figures += 1;
-  return h("figure", {}, content, h("figcaption", {}, h("b", {}, `Figure ${figures}. `), caption));
+  numbered.figures += 1;
+  return h("figure", {}, content, h("figcaption", {}, h("b", {}, `Figure ${numbered.section}.${numbered.figures}. `), caption));
 }
 
 function absent(panel) {
+  if (panel.unserved) return h("p", { class: "absent" }, "This is read from the run's files while it is looked at: ", h("code", {}, "report open RUN"), " shows it.");
   if (panel.error) return h("p", { class: "absent failed" }, "This part of the run could not be read: ", h("code", {}, panel.error));
   return h("p", { class: "absent" }, "Nothing here yet: ", h("code", {}, panel.missing), " is not in the run folder; it is made by ", h("b", {}, panel.made_by), ".");
 }
 
-const here = (panel) => !panel.missing && !panel.error;
+const here = (panel) => panel && !panel.missing && !panel.error && !panel.unserved;
 
 function draw() {
-  figures = 0;
-  const main = document.getElementById("main");
   document.getElementById("contents").replaceChildren(...contents().filter(Boolean));
-  main.replaceChildren(hatching(), header(), ...SECTIONS.map(([key, title, make], index) => section(key, title, make, index + 1)), colophon());
+  document.getElementById("main").replaceChildren(...[hatching(), header(), SECTIONS.map(([key]) => section(key)), colophon()].flat().filter(Boolean));
 }
 
 function hatching() {
@@ -44,36 +48,38 @@ function hatching() {
       s("rect", { class: "hatch-ground", width: 5, height: 5 }), s("rect", { class: "fill-dropped", width: 1.7, height: 5 }))));
 }
 
-function section(key, title, make, number) {
+function section(key) {
+  const number = SECTIONS.findIndex((one) => one[0] === key) + 1;
+  const [, title, make] = SECTIONS[number - 1];
+  numbered = { section: number, figures: 0 };
+  const redraw = (chosen) => change(key, chosen);
   return h("section", { id: key, "aria-labelledby": `${key}-title` },
     h("h2", { id: `${key}-title` }, h("span", { class: "section-number" }, String(number)), title),
-    here(report[key]) ? drawn(make, report[key]) : absent(report[key]));
+    here(report[key]) ? drawn(() => make(report[key], choices, redraw, report)) : absent(report[key] || { missing: key, made_by: "another version" }));
 }
 
 // Files of another version may hold what a panel does not expect; that costs the panel, not the page.
-function drawn(make, panel) {
+function drawn(make) {
   try {
-    return make(panel, choices, change, report);
+    return make();
   } catch (error) {
     return absent({ error: `this page cannot draw it (${error.message})` });
   }
 }
 
-// `focus` names the control to give the focus back to after the section was drawn again.
-function change(chosen) {
-  const active = document.activeElement;
-  const where = active?.closest("section")?.id;
-  const index = where ? controls(where).indexOf(active) : -1;
+// Draws one section again, after a choice in it or for new data; the control that had the focus keeps it.
+function change(key, chosen) {
   choices = { ...choices, ...chosen };
-  draw();
-  if (index >= 0) controls(where)[index]?.focus({ preventScroll: true });
+  const index = controls(key).indexOf(document.activeElement);
+  document.getElementById(key).replaceWith(section(key));
+  if (index >= 0) controls(key)[index]?.focus({ preventScroll: true });
 }
 
-const controls = (id) => [...document.getElementById(id).querySelectorAll("button, select, input")];
+const controls = (id) => [...document.getElementById(id).querySelectorAll("button, select, input, summary, a")];
 
 function contents() {
   return [
-    h("p", { class: "brand" }, "Gristmill"),
+    h("p", { class: "brand" }, document.body.dataset.run ? h("a", { href: "/" }, "Gristmill") : "Gristmill"),
     h("ol", {}, SECTIONS.map(([key, title]) => h("li", { class: here(report[key]) ? null : "absent-item" }, h("a", { href: `#${key}` }, title)))),
     Number(document.body.dataset.live) > 0 && h("p", { class: "live", id: "live" }, "following the run"),
   ];
@@ -81,6 +87,7 @@ function contents() {
 
 function header() {
   const it = report.overview;
+  if (!it) return h("header", { class: "top" }, h("h1", {}, report.runs.folder || "Runs"));
   const when = [it.started_at && `started ${time(it.started_at)}`, it.finished_at && `finished ${time(it.finished_at)}`].filter(Boolean).join(", ");
   return h("header", { class: "top" },
     h("h1", {}, it.name),
@@ -109,11 +116,12 @@ function verdict(it) {
 
 function colophon() {
   const it = report.overview;
+  if (!it) return null;
   const facts = [...Object.entries(it.machine || {}), ...Object.entries(it.versions || {})];
   return h("footer", {},
     it.command && h("p", {}, "Made by ", h("code", {}, Array.isArray(it.command) ? it.command.join(" ") : String(it.command))),
     facts.length > 0 && h("p", {}, facts.map(([name, value]) => `${words(name)} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ")),
-    h("p", {}, "This file holds all that it shows; nothing is fetched."));
+    !isServed() && h("p", {}, "This file holds all that it shows; nothing is fetched."));
 }
 
 function time(text) {
@@ -121,27 +129,33 @@ function time(text) {
   return Number.isNaN(date.getTime()) ? String(text) : date.toISOString().slice(0, 16).replace("T", " ") + " UTC";
 }
 
+// What changed is drawn again, section by section; what is being read stays where it is.
 async function follow(seconds) {
   let tag = "";
+  const question = document.body.dataset.kind === "folder" ? "runs" : "data";
+  const query = new URLSearchParams(document.body.dataset.run ? { run: document.body.dataset.run } : {});
   for (;;) {
     await new Promise((wake) => setTimeout(wake, seconds * 1000));
     const sign = document.getElementById("live");
     try {
-      const answer = await fetch("/api/data", { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
+      const answer = await fetch(`/api/${question}?${query}`, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
       if (answer.status === 200) {
-        const changed = tag !== "";
         tag = answer.headers.get("ETag") || "";
-        const text = await answer.text();
-        if (changed || text !== JSON.stringify(report)) {
-          report = JSON.parse(text);
-          change({});
-        }
+        const got = await answer.json();
+        take(question === "runs" ? { runs: got } : got);
       }
-      document.getElementById("live").textContent = `followed until ${new Date().toTimeString().slice(0, 8)}`;
+      if (sign) sign.textContent = `followed until ${new Date().toTimeString().slice(0, 8)}`;
     } catch (error) {
       if (sign) sign.textContent = "the server is gone; this is its last word";
     }
   }
+}
+
+function take(data) {
+  const before = report;
+  report = { ...data, answers: [] };
+  for (const [key] of SECTIONS) if (JSON.stringify(before[key]) !== JSON.stringify(report[key])) change(key, {});
+  if (report.overview && JSON.stringify(before.overview) !== JSON.stringify(report.overview)) document.querySelector("header.top").replaceWith(header());
 }
 
 draw();
