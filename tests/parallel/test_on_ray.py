@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import psutil
-import pytest
 from tests.parallel.test_launch import SECONDS, command, shards, until
 from tests.support.training_runs import same_weights
 

@@ -1,4 +1,4 @@
-"""The parameters of one question, as a browser sent them: read by name and type, refused when they are anything else."""
+"""The parameters of one question, as a browser sent them: read by name and type, refused otherwise."""
 
 from __future__ import annotations
 

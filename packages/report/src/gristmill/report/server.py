@@ -43,7 +43,7 @@ def make_server(folder: Path, port: int = 0, seed: int = 0) -> ThreadingHTTPServ
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET / (the run's page, or that of all runs), /run/KEY, /api/data?run=KEY (the page's data), /api/QUESTION?run=KEY."""
+    """GET / (the run's page, or that of all runs), /run/KEY, /api/data?run=KEY (a page's data), /api/QUESTION?run=KEY."""
 
     runs: LiveFolder
     protocol_version = "HTTP/1.1"
