@@ -14,6 +14,7 @@ import torch.distributed as dist
 from tests.support.crashing import crashing_at
 from tests.support.training_runs import config, events_of, same_weights
 from tests.support.training_shards import write_shards
+from torch.distributed._symmetric_memory import is_nvshmem_available
 
 from gristmill.trainer import loop
 from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter
@@ -98,11 +99,13 @@ def test_a_data_parallel_step_of_one_rank_by_nccl_is_a_plain_step(tmp_path):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("spread", [False, True], ids=["data", "experts"])
+@pytest.mark.parametrize("spread", ["", "torch", "symmetric"], ids=["data", "experts", "symmetric"])
 def test_all_gpus_of_the_machine_learn_what_one_does(shards, tmp_path, spread):
     ranks = min(torch.cuda.device_count(), 4)  # of 4 experts, 4 windows
     if ranks < 2:
         pytest.skip("needs two GPUs")
+    if spread == "symmetric" and not is_nvshmem_available():
+        pytest.skip("needs NVSHMEM")
     ranks = 4 if ranks == 4 else 2
     loop.train(config(shards, tmp_path / "one", device="cuda"))
     flags = ["--mixture", "both", "--data", str(shards), "--output", str(tmp_path / "all"), "--device", "cuda"]
@@ -120,7 +123,7 @@ def test_all_gpus_of_the_machine_learn_what_one_does(shards, tmp_path, spread):
     small = {"width": 16, "layers": 2, "heads": 2, "kv-heads": 1, "head-dim": 8, "experts": 4, "top-k": 2}
     for name, value in (small | {"expert-width": 16}).items():
         flags += [f"--model.{name}", str(value)]
-    flags += ["--parallel.ep", str(ranks if spread else 1)]
+    flags += ["--parallel.ep", str(ranks if spread else 1), "--parallel.all-to-all", spread or "torch"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
         [*launch, "-m", "gristmill.trainer", "run", *flags], capture_output=True, text=True, check=False

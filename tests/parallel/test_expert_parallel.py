@@ -25,7 +25,7 @@ from gristmill.trainer.model.moe import MixtureOfExperts
 from gristmill.trainer.model.moe.router import Routing
 from gristmill.trainer.model.moe.spread import SpreadExperts
 from gristmill.trainer.model.transformer import Transformer
-from gristmill.trainer.parallel.all_to_all import AllToAll, by_torch
+from gristmill.trainer.parallel.all_to_all import AllToAll, Splits, by_torch
 
 E, D = 8, CONFIG.width
 RANKS = (2, 4)
@@ -140,10 +140,11 @@ def rows_and_gradients(link: AllToAll) -> dict[str, torch.Tensor]:
     n, rank = link.ranks, link.rank
     results = {}
     rows = [[(r + 2 * s) % 3 for s in range(n)] for r in range(n)]
-    for name, send, receive in (("uneven", rows[rank], [row[rank] for row in rows]), ("even", None, None)):
-        total = 2 * n if send is None else sum(send)
+    most = max(*map(sum, rows), *map(sum, zip(*rows)))
+    for name, splits in (("uneven", Splits(rows[rank], [row[rank] for row in rows], most)), ("even", None)):
+        total = 2 * n if splits is None else sum(splits.send)
         x_RD = (100.0 * rank + torch.arange(total))[:, None].repeat(1, 3).requires_grad_()
-        journey = link.start(x_RD, send, receive)
+        journey = link.start(x_RD, splits)
         between = x_RD.square()
         arrived = journey.wait()
         loss = (arrived * (rank + 1)).sum() + between.sum()

@@ -9,13 +9,25 @@ All ranks of a group must start the same journeys in the same order. R rows sent
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
-Splits = list[int] | None
-"""Rows to, or from, each rank, in the ranks' order; None: as many for each."""
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows to, and from, each rank, in the ranks' order."""
+
+    send: list[int]
+    receive: list[int]
+    most: int
+    """Rows that any rank of the group sends, or receives, in all: the same number on every rank."""
+
+    @property
+    def back(self) -> Splits:
+        return Splits(self.receive, self.send, self.most)
 
 
 class Pending(Protocol):
@@ -26,18 +38,17 @@ class Pending(Protocol):
         ...
 
 
-Move = Callable[[torch.Tensor, torch.Tensor, Splits, Splits, dist.ProcessGroup], Pending]
-"""A backend: move(out_QD, x_RD, receive, send, group) begins to fill `out_QD`, and answers what to wait for.
+Move = Callable[[torch.Tensor, torch.Tensor, Splits | None, dist.ProcessGroup], Pending]
+"""A backend: move(out_QD, x_RD, splits, group) begins to fill `out_QD`, and answers what to wait for. Without splits
+every rank sends every other as many rows. One with memory of its own may rely on it that all ranks give the same `most`.
 
-Another one is given to AllToAll, and no other code knows of it: torch's symmetric memory (all_to_all_vdev) would copy
-rows into a buffer of its own, and out of one. DeepEP takes tokens and choices instead of rows in expert order: it would
-stand in the place of model.moe.spread's forward."""
+DeepEP takes tokens and choices instead of rows in expert order: it would stand in the place of model.moe.spread's
+forward, not of this."""
 
 
-def by_torch(
-    out_QD: torch.Tensor, x_RD: torch.Tensor, receive: Splits, send: Splits, group: dist.ProcessGroup
-) -> Pending:
+def by_torch(out_QD: torch.Tensor, x_RD: torch.Tensor, splits: Splits | None, group: dist.ProcessGroup) -> Pending:
     """torch.distributed: gloo for tensors on a CPU, NCCL for those on GPUs."""
+    receive, send = (None, None) if splits is None else (splits.receive, splits.send)
     work = dist.all_to_all_single(out_QD, x_RD, receive, send, group=group, async_op=True)
     assert work is not None, "this process is not of the group"
     return work
@@ -51,31 +62,31 @@ class AllToAll:
         self.ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self.bytes_sent = 0
 
-    def start(self, x_RD: torch.Tensor, send: Splits = None, receive: Splits = None) -> Journey:
-        """Rows, in the order of the ranks that they go to, set out: send[r] of them to rank r; receive[r] come from it.
+    def start(self, x_RD: torch.Tensor, splits: Splits | None = None) -> Journey:
+        """Rows, in the order of the ranks that they go to, set out; an equal part to each without splits.
         Differentiable."""
-        return Journey(self, x_RD, send, receive)
+        return Journey(self, x_RD, splits)
 
     @torch.no_grad()
-    def exchange(self, x_N: torch.Tensor) -> torch.Tensor:
-        """An equal part of x to each rank, and one from each: [N], here when this returns. For counts; not counted."""
-        out_N = torch.empty_like(x_N)
-        self.move(out_N, x_N, None, None, self.group).wait()
-        return out_N
+    def gather(self, x_N: torch.Tensor) -> torch.Tensor:
+        """[n, N]: every rank's x, here when this returns. For counts; not part of bytes_sent."""
+        out = x_N.new_empty(self.ranks * len(x_N))
+        dist.all_gather_into_tensor(out, x_N, group=self.group)
+        return out.view(self.ranks, -1)
 
-    def set_out(self, x_RD: torch.Tensor, send: Splits, receive: Splits) -> tuple[torch.Tensor, Pending]:
+    def set_out(self, x_RD: torch.Tensor, splits: Splits | None) -> tuple[torch.Tensor, Pending]:
         """What a journey is made of: the buffer that rows arrive in, and what to wait for."""
-        out_QD = x_RD.new_empty(len(x_RD) if receive is None else sum(receive), *x_RD.shape[1:])
-        staying = len(x_RD) // self.ranks if send is None else send[self.rank]
+        out_QD = x_RD.new_empty(len(x_RD) if splits is None else sum(splits.receive), *x_RD.shape[1:])
+        staying = len(x_RD) // self.ranks if splits is None else splits.send[self.rank]
         self.bytes_sent += (len(x_RD) - staying) * x_RD[:1].nbytes
-        return out_QD, self.move(out_QD, x_RD.contiguous(), receive, send, self.group)
+        return out_QD, self.move(out_QD, x_RD.contiguous(), splits, self.group)
 
 
 class Journey:
     """Rows that set out. To be waited for once."""
 
-    def __init__(self, link: AllToAll, x_RD: torch.Tensor, send: Splits, receive: Splits) -> None:
-        self.link, self.send, self.receive = link, send, receive
+    def __init__(self, link: AllToAll, x_RD: torch.Tensor, splits: Splits | None) -> None:
+        self.link, self.splits = link, splits
         self.pending: Pending | None = None
         self.gradient: tuple[torch.Tensor, Pending] | None = None  # in the backward pass, while it is on its way
         self._rows: Any = _SetOut.apply(x_RD, self)
@@ -91,7 +102,7 @@ class _SetOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RD: torch.Tensor, journey: Journey) -> torch.Tensor:
         ctx.journey = journey
-        out_QD, journey.pending = journey.link.set_out(x_RD, journey.send, journey.receive)
+        out_QD, journey.pending = journey.link.set_out(x_RD, journey.splits)
         return out_QD
 
     @staticmethod
@@ -115,5 +126,5 @@ class _Arrive(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         journey = ctx.journey
-        journey.gradient = journey.link.set_out(grads[0], journey.receive, journey.send)
+        journey.gradient = journey.link.set_out(grads[0], journey.splits and journey.splits.back)
         return grads[0], None  # of the right shape, for autograd's sake

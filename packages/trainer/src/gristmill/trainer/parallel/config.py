@@ -18,6 +18,9 @@ class ParallelConfig:
     data: Literal["shard", "replicate"] = "shard"
     """shard: a process keeps its share of the rows of weights, gradients and optimiser state, and gathers the weights
     of a block when it comes to it. replicate: each keeps all (of experts that are spread, all of its own)."""
+    all_to_all: Literal["torch", "symmetric"] = "torch"
+    """How rows travel to experts elsewhere. torch: NCCL between GPUs, gloo between processors. symmetric: GPUs reach
+    into each other's memory (torch's symmetric memory, where NVSHMEM is installed)."""
     timeout: float = 600.0
     """Seconds that a process waits for the others before it gives up."""
 

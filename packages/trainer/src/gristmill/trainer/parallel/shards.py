@@ -23,6 +23,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from gristmill.trainer.checkpoints.tensor_file import Piece
 from gristmill.trainer.model.moe import MixtureOfExperts
 from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.parallel import symmetric
 from gristmill.trainer.parallel.all_to_all import AllToAll
 from gristmill.trainer.parallel.config import ParallelConfig
 from gristmill.trainer.parallel.world import ALONE, World
@@ -169,7 +170,7 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
     Experts are spread over the `ep` processes beside each other, their rows then over `dp`; all else over everyone.
 
     Raises:
-        UsageError: parallel.ep does not divide the experts of a layer.
+        UsageError: parallel.ep does not divide the experts of a layer, or parallel.all_to_all is not to be had here.
     """
     if world.is_alone:
         return
@@ -177,7 +178,7 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
     apart: set[nn.Parameter] = set()
     layers = [block.ffn for block in model.blocks if isinstance(block.ffn, MixtureOfExperts)]
     if world.ep > 1:
-        link = AllToAll(world.mesh["ep"].get_group())
+        link = _link(world.mesh["ep"].get_group(), world.device, config)
         for layer in layers:
             layer.spread(link)
     model.to(world.device)
@@ -190,6 +191,13 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
     for block in model.blocks:
         _shard(block, world.everyone, config, apart)
     _shard(model, world.everyone, config, apart)
+
+
+def _link(group: dist.ProcessGroup, device: torch.device, config: ParallelConfig) -> AllToAll:
+    if config.all_to_all == "torch":
+        return AllToAll(group)
+    symmetric.require(device)
+    return AllToAll(group, symmetric.BySymmetricMemory(group, device))
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, config: ParallelConfig, apart: Iterable[nn.Parameter] = ()) -> None:

@@ -25,7 +25,7 @@ from gristmill.trainer.model.moe import MixtureOfExperts, dispatch
 from gristmill.trainer.model.segments import Segments
 from gristmill.trainer.model.transformer import Block, Transformer
 from gristmill.trainer.optim import optimizer as optim
-from gristmill.trainer.parallel.all_to_all import AllToAll
+from gristmill.trainer.parallel.all_to_all import AllToAll, Splits
 
 # Operators that copy their input within, and let the copy go: here, exp of all logits (ATen's ReduceOps.cpp). What
 # others use is small beside what they answer: so counted, a step is within 3 % of what it takes from the allocator.
@@ -198,11 +198,11 @@ def spread(layer: MixtureOfExperts, link: EvenLink) -> None:
     layer.experts._ask = partial(_even, link.ranks)  # pyright: ignore
 
 
-def _even(ranks: int, where: dispatch.TokenChoice) -> tuple[torch.Tensor, list[int], list[int]]:
+def _even(ranks: int, where: dispatch.TokenChoice) -> tuple[torch.Tensor, Splits]:
     """As SpreadExperts asks the other ranks, who have even loads."""
     rows, experts = len(where.token_R), len(where.ends_E)
     each = [rows // ranks + (rank < rows % ranks) for rank in range(ranks)]
-    return torch.zeros(ranks, experts // ranks, dtype=torch.int64), each, each
+    return torch.zeros(ranks, experts // ranks, dtype=torch.int64), Splits(each, each, rows)
 
 
 def _pass(

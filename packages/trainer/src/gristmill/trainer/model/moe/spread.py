@@ -60,27 +60,29 @@ class SpreadExperts(nn.Module):
         even = self.training and (routing.tokens_EC is not None or self.capacity > 0)
         factor = self.capacity if self.training else self.capacity_eval
         where = layout(len(x_TD), routing, self.experts, 1, factor, even)
-        rows_ne, send, receive = self._even(where) if even else self._ask(where)
-        journey = self.link.start(where.scatter(x_TD), send, receive)
+        rows_ne, splits = self._even(where) if even else self._ask(where)
+        journey = self.link.start(where.scatter(x_TD), splits)
         beside_TD = None if beside is None else beside(x_TD)
         x_AD = journey.wait()
         here = self._by_expert(rows_ne, len(x_AD))
         y_RD = compute(here.scatter(x_AD), self.gate_up_EFD, self.down_EDF, here.ends_E, self.precision)
-        y_RD = self.link.start(here.gather(y_RD), receive, send).wait()
+        y_RD = self.link.start(here.gather(y_RD), splits and splits.back).wait()
         y_TD = where.combine(y_RD, routing.weights)
         return (y_TD if beside_TD is None else y_TD + beside_TD), where.dropped
 
-    def _even(self, where: dispatch.Layout) -> tuple[torch.Tensor, Splits, Splits]:
-        """Rows that come from each rank for each expert here, [n, e], and how many go to and come from each rank."""
+    def _even(self, where: dispatch.Layout) -> tuple[torch.Tensor, None]:
+        """Rows that come from each rank for each expert here, [n, e]: each expert, wherever it is, has as many."""
         rows_E = torch.diff(where.ends_E, prepend=where.ends_E.new_zeros(1))
-        return rows_E.view(self.link.ranks, -1), None, None  # each expert, wherever it is, has as many
+        return rows_E.view(self.link.ranks, -1), None
 
-    def _ask(self, where: dispatch.Layout) -> tuple[torch.Tensor, Splits, Splits]:
-        """The same, where ranks have to tell each other. Waits for the device."""
-        rows_E = torch.diff(where.ends_E, prepend=where.ends_E.new_zeros(1))
-        rows_ne = self.link.exchange(rows_E).view(self.link.ranks, -1)
-        send, receive = torch.stack((rows_E.view_as(rows_ne).sum(dim=1), rows_ne.sum(dim=1))).tolist()
-        return rows_ne, send, receive
+    def _ask(self, where: dispatch.Layout) -> tuple[torch.Tensor, Splits]:
+        """The same, and who sends whom how many, where ranks have to tell each other. Waits for the device."""
+        rows_nE = self.link.gather(torch.diff(where.ends_E, prepend=where.ends_E.new_zeros(1)))
+        rows_nn = rows_nE.unflatten(1, (self.link.ranks, -1)).sum(dim=2)  # from the first, to the second
+        most = torch.maximum(rows_nn.sum(dim=0), rows_nn.sum(dim=1)).max().expand(1, self.link.ranks)
+        both = torch.cat((rows_nn[self.link.rank, None], rows_nn[None, :, self.link.rank], most))
+        send, receive, (largest, *_) = both.tolist()
+        return rows_nE[:, self.held.start : self.held.stop], Splits(send, receive, largest)
 
     def _by_expert(self, rows_ne: torch.Tensor, rows: int) -> dispatch.TokenChoice:
         """Where what arrives, rank by rank and for each rank expert by expert, sits in the order of experts."""
