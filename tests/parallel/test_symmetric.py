@@ -73,5 +73,5 @@ def test_what_symmetric_memory_carries_is_what_torch_carries(n: int) -> None:
 
 
 def test_where_there_is_no_such_memory_it_is_refused() -> None:
-    with pytest.raises(UsageError, match="parallel.all_to_all symmetric needs GPUs; take parallel.all_to_all torch"):
+    with pytest.raises(UsageError, match=r"parallel.all_to_all symmetric needs GPUs; take parallel.all_to_all torch"):
         symmetric.require(torch.device("cpu"))
