@@ -122,14 +122,16 @@ def test_a_model_computes_on_the_gpu_what_it_does_on_the_cpu(kind):
             assert off(found[1][name], wanted) < 1e-3, name
 
 
+# In bf16 a rounding sends one token or another to another expert: .04 to .06 was seen on a CPU.
+@pytest.mark.parametrize(("kind", "most"), [("fp32", 1e-4), ("bf16", 0.25)])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_compiled_step_s_gradients_are_the_plain_one_s_but_for_rounding(recompute):
+def test_a_compiled_step_s_gradients_are_the_plain_one_s_but_for_rounding(recompute, kind, most):
     torch.compiler.reset()
     ids = torch.randint(0, 100, (2, 49), generator=torch.Generator().manual_seed(1)).cuda()
     starts = (torch.rand(2, 48, generator=torch.Generator().manual_seed(2)) < 0.1).cuda()
     found = []
     for compiled in (False, True):
-        model = Transformer(ModelConfig(vocab=100, **SHAPE), precision.build("bf16"), recompute and compiled)
+        model = Transformer(ModelConfig(vocab=100, **SHAPE), precision.build(kind), recompute and compiled)
         model.initialise(0)
         model.cuda()
         if compiled:
@@ -139,7 +141,7 @@ def test_a_compiled_step_s_gradients_are_the_plain_one_s_but_for_rounding(recomp
         found.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
     assert found[0].keys() == found[1].keys()
     plain, compiled = (torch.cat([grad.flatten() for _name, grad in sorted(one.items())]) for one in found)
-    assert off(compiled, plain) < 0.1  # a rounding may send a token to another expert
+    assert off(compiled, plain) < most
 
 
 def test_muon_s_matrices_come_out_orthogonal_in_bf16():

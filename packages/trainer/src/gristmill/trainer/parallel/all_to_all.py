@@ -40,7 +40,7 @@ class Pending(Protocol):
 
 Move = Callable[[torch.Tensor, torch.Tensor, Splits | None, dist.ProcessGroup], Pending]
 """A backend: move(out_QD, x_RD, splits, group) begins to fill `out_QD`, and answers what to wait for. Without splits
-every rank sends every other as many rows. One with memory of its own may rely on it that all ranks give the same `most`.
+every rank sends every other as many rows. One with memory of its own may rely on all ranks giving the same `most`.
 
 DeepEP takes tokens and choices instead of rows in expert order: it would stand in the place of model.moe.spread's
 forward, not of this."""

@@ -36,7 +36,7 @@ def allocate(length: int, dtype: torch.dtype, device: torch.device, group: dist.
 def exchange(
     x_RD: torch.Tensor, out_QD: torch.Tensor, send_n: torch.Tensor, receive_2n: torch.Tensor, group: dist.ProcessGroup
 ) -> None:
-    """torch's operator: all in memory of allocate(). It says in `receive_2n` how many rows came from each, and where."""
+    """torch's operator, all in memory of allocate(): `receive_2n` will say how many rows came from each, and where."""
     torch.ops.symm_mem.all_to_all_vdev(x_RD, out_QD, send_n, receive_2n, group.group_name)
 
 
