@@ -11,11 +11,10 @@ import pyarrow as pa
 from gristmill.shards import manifest, writer
 
 
-def write_shards(folder: Path, skip: int = 0, noise: float = 0.0) -> Path:
+def write_shards(folder: Path, noise: float = 0.0) -> Path:
     """Of three tokens in the mixture "both", two are from the source "even" and one is from "odd".
 
     Args:
-        skip: leave out so many documents of each source.
         noise: so many documents of tokens drawn at random stand beside each of the others; all else is the same.
     """
     from pydoc_data.topics import topics
