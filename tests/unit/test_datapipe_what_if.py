@@ -156,6 +156,8 @@ def test_explain_tells_what_was_not_measured_and_why(run: Path) -> None:
 def test_a_change_for_one_source_keeps_the_rule_s_other_bound(run: Path) -> None:
     policy = policy_of(run, None, ["words.max=100", "words.sources.web.min=1"], [])
     assert (policy.rule[0].sources["web"].min, policy.rule[0].sources["web"].max) == (1, 100)
+    policy = policy_of(run, None, ["words.min=0", "words.sources.web.max=100"], [])
+    assert (policy.rule[0].sources["web"].min, policy.rule[0].sources["web"].max) == (0, 100)
 
 
 def test_a_policy_on_what_was_never_measured_is_refused(run: Path) -> None:

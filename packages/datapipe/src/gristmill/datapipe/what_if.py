@@ -84,7 +84,7 @@ def _change(rules: dict[str, dict[str, Any]], change: str) -> None:
     if name not in rules:
         raise UsageError(f"--set {change}: the policy has no rule {name!r}{nearest(name, rules)}")
     place = rules[name]
-    own = {key: place[key] for key in ("min", "max", "allowed") if place.get(key)}
+    own = {key: place[key] for key in ("min", "max", "allowed") if place.get(key) not in (None, [], ())}
     for depth, key in enumerate(keys[:-1]):
         place = place.setdefault(key, dict(own) if depth == 1 else {})  # a source starts from the rule's own bounds
         if not isinstance(place, dict):
