@@ -31,6 +31,7 @@ SCRIPTS = (
     "training_panel.js",
     "heads_panel.js",
     "reading.js",
+    "shards_panel.js",
     "runs_panel.js",
     "app.js",
 )  # later ones use earlier ones

@@ -18,9 +18,11 @@ import pyarrow as pa
 
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.report import artifacts, comparison, duplicates, heads, measures, samples, training
+from gristmill.report import comparison, duplicates, measures, samples, training
 from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
+from gristmill.report.heads import bundles as heads
+from gristmill.report.shards import artifacts
 
 T = TypeVar("T")
 Panel = dict[str, Any]

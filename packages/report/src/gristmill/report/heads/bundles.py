@@ -12,8 +12,8 @@ from typing import Any
 from gristmill.base.errors import DataError
 from gristmill.base.files import read_json
 from gristmill.report.columns import NotThere
+from gristmill.report.heads import ALL
 
-ALL = "(all)"  # the group of calibration.json that a source without its own falls back to
 HEADS = ("judge", "probe", "deployed")
 SPLITS = ("audit", "select")  # the one that nothing was chosen on comes first
 TRAINING = ("judge_shipped", "reason", "probe_spearman", "judge_spearman", "judge_gain_needed")
