@@ -23,6 +23,8 @@ from gristmill.report.run_folder import Panel, ReportData, as_json
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = (
     "dom.js",
+    "saving.js",
+    "tables.js",
     "ask.js",
     "charts.js",
     "data_panels.js",

@@ -20,13 +20,19 @@ const SECTIONS = document.body.dataset.kind === "folder" ? FOLDER : RUN;
 
 let report = JSON.parse(document.getElementById("data").textContent);
 let choices = {};
-let numbered = { section: 0, figures: 0 }; // of the section that is being drawn
 
 for (const one of report.answers || []) answers.set(addressed(one.question, one.asked), one.answer);
 
+// The style sheet numbers figures (an answer may come late, between two others). A lone table's CSV stands with the rest.
 function figure(caption, ...content) {
-  numbered.figures += 1;
-  return h("figure", {}, content, h("figcaption", {}, h("b", {}, `Figure ${numbered.section}.${numbered.figures}. `), caption));
+  const words = h("span", { class: "caption-text" }, caption), tools = h("span", { class: "tools" });
+  const made = h("figure", {}, content, h("figcaption", {}, words, tools));
+  const number = () => `figure-${SECTIONS.findIndex(([key]) => key === made.closest("main > section")?.id) + 1}-${1 + [...made.closest("section").querySelectorAll("figure")].indexOf(made)}`;
+  const save = (name, how) => h("button", { type: "button", class: "needs-chart", title: `Save this figure as ${name}`, onclick: () => how(made, number(), textOf(caption)) }, name);
+  tools.append(save("SVG", saveSvg), save("PNG", savePng));
+  const tables = made.querySelectorAll(".table > .tools");
+  if (tables.length === 1) { tools.append(...tables[0].children); tables[0].remove(); }
+  return made;
 }
 
 function absent(panel) {
@@ -51,7 +57,6 @@ function hatching() {
 function section(key) {
   const number = SECTIONS.findIndex((one) => one[0] === key) + 1;
   const [, title, make] = SECTIONS[number - 1];
-  numbered = { section: number, figures: 0 };
   const redraw = (chosen) => change(key, chosen);
   return h("section", { id: key, "aria-labelledby": `${key}-title` },
     h("h2", { id: `${key}-title` }, h("span", { class: "section-number" }, String(number)), title),
