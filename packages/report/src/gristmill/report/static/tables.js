@@ -46,7 +46,12 @@ function table(caption, columns, rows, options = {}) {
     rows.length > 0 && h("div", { class: "tools" }, h("button", { type: "button", title: `Save “${caption}” as comma-separated values`, onclick: save }, "CSV")));
 }
 
-const textOf = (content) => fill(document.createElement("span"), {}, [content]).textContent.replace(/\s+/g, " ").trim();
+function textOf(content) {
+  const walker = document.createTreeWalker(fill(document.createElement("span"), {}, [content]), NodeFilter.SHOW_TEXT), pieces = [];
+  while (walker.nextNode()) pieces.push(walker.currentNode.data);
+  return pieces.join(" ").replace(/\s+/g, " ").trim();
+}
+
 const valueOf = (column, row) => (column.value ? column.value(row) : amount(textOf(column.cell(row))));
 
 // Stable, and what is not known comes last whichever way it goes.
