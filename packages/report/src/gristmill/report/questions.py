@@ -13,14 +13,24 @@ from gristmill.report import listing
 from gristmill.report.asked import Asked
 from gristmill.report.live_run import LiveFolder, LiveRun
 from gristmill.report.run_folder import Panel, panel_of
+from gristmill.report.shards import inspector
 
 Question = Callable[[LiveRun, Asked], Panel]
 FolderQuestion = Callable[[LiveFolder, Asked], Panel]
 
-QUESTIONS: dict[str, Question] = {}
+QUESTIONS: dict[str, Question] = {
+    "shard_window": inspector.window,
+    "shard_facts": inspector.facts,
+    "shard_list": inspector.listing,
+    "shard_check": inspector.check,
+}
 FOLDER_QUESTIONS: dict[str, FolderQuestion] = {"runs": listing.runs}
 """Of several runs, asked by the page over all of them."""
-AT_FIRST: tuple[tuple[str, dict[str, str]], ...] = ()
+AT_FIRST: tuple[tuple[str, dict[str, str]], ...] = (
+    ("shard_window", {}),
+    ("shard_facts", {}),
+    ("shard_list", {}),
+)
 """Questions, with their parameters, that every page is sent with the answers to."""
 
 
