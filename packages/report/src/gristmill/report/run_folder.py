@@ -18,10 +18,11 @@ import pyarrow as pa
 
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.report import comparison, duplicates, measures, samples, training
+from gristmill.report import comparison, duplicates, measures, training
 from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
 from gristmill.report.heads import bundles as heads
+from gristmill.report.reading import rules, samples
 from gristmill.report.shards import artifacts
 
 T = TypeVar("T")
@@ -154,7 +155,7 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
     selected, unselected = _attempt(lambda: _selection(rows))
     keep, reason = selected or (None, (np.full(rows.total, -1, dtype=np.int32), []))
     tokens, _ = _attempt(lambda: rows.numbers("annotations/tokens", "count"))
-    calibration = _calibration(run)
+    calibration = calibration_of(run)
     clusters = panel_of(lambda: duplicates.read(run, rows))
     chosen = (
         panel_of(lambda: _samples(run, rows, keep, reason, source, calibration, clusters, seed))
@@ -198,19 +199,24 @@ def _samples(
     clusters: Panel,
     seed: int,
 ) -> Panel:
-    policy_path = run / "selection" / "policy.json"
-    policy = read_json(policy_path) if policy_path.exists() else {}
-    bounds = samples.thresholds(policy, calibration, rows)
-    rules = samples.checks(policy, calibration, source[1], rows)
+    policy = policy_of(run)
+    bounds = rules.thresholds(policy, calibration, rows)
+    asked = rules.checks(policy, calibration, source[1], rows)
     order = [rule["name"] for rule in policy.get("rules") or []]
     views = samples.choose(rows, keep, reason, source, bounds, seed, order)
     members = [row for stage in clusters.get("stages", []) for group in stage["largest"] for row in group["members"]]
     wanted = {row for view in views for row in (*view["kept"], *view["dropped"])} | set(members)
-    documents = samples.read(rows, sorted(wanted), keep, reason, rules)
-    return {"seed": seed, "views": views, "rules": rules, "documents": documents}
+    documents = samples.read(rows, sorted(wanted), keep, reason, asked, rules.edits(policy, rows))
+    return {"seed": seed, "views": views, "rules": asked, "documents": documents}
 
 
-def _calibration(run: Path) -> dict[str, Any]:
+def policy_of(run: Path) -> dict[str, Any]:
+    """The policy as the selection applied it; empty before there is one."""
+    path = run / "selection" / "policy.json"
+    return read_json(path) if path.exists() else {}
+
+
+def calibration_of(run: Path) -> dict[str, Any]:
     """{source: {"tau_drop", "tau_keep", ...}}; empty where there is none that can be read (the heads panel says so)."""
     return _attempt(lambda: heads.read_thresholds(run))[0] or {}
 
