@@ -11,25 +11,45 @@ from typing import Any
 
 from gristmill.report import listing
 from gristmill.report.asked import Asked
+from gristmill.report.desk import answers as desk
+from gristmill.report.heads import scores
 from gristmill.report.live_run import LiveFolder, LiveRun
+from gristmill.report.reading import browse, clusters, contamination, document, funnel
 from gristmill.report.run_folder import Panel, panel_of
 from gristmill.report.shards import inspector
+from gristmill.report.training import questions as about_trainings
 
 Question = Callable[[LiveRun, Asked], Panel]
 FolderQuestion = Callable[[LiveFolder, Asked], Panel]
 
 QUESTIONS: dict[str, Question] = {
+    "choices": browse.choices,
+    "documents": browse.documents,
+    "document": document.document,
+    "funnel_by_language": funnel.funnel,
+    "clusters": clusters.clusters,
+    "cluster": clusters.cluster,
+    "difference": clusters.difference,
+    "contamination": contamination.contamination,
+    "contamination_matches": contamination.matches,
+    "score_histogram": scores.question,
+    "probe_judge": scores.probe_and_judge,
     "shard_window": inspector.window,
     "shard_facts": inspector.facts,
     "shard_list": inspector.listing,
     "shard_check": inspector.check,
+    **desk.QUESTIONS,
+    **about_trainings.QUESTIONS,
 }
-FOLDER_QUESTIONS: dict[str, FolderQuestion] = {"runs": listing.runs}
+FOLDER_QUESTIONS: dict[str, FolderQuestion] = {"runs": listing.runs, **about_trainings.FOLDER_QUESTIONS}
 """Of several runs, asked by the page over all of them."""
 AT_FIRST: tuple[tuple[str, dict[str, str]], ...] = (
+    ("probe_judge", {}),
     ("shard_window", {}),
     ("shard_facts", {}),
     ("shard_list", {}),
+    *desk.AT_FIRST,
+    *about_trainings.AT_FIRST,
 )
 """Questions, with their parameters, that every page is sent with the answers to."""
 
