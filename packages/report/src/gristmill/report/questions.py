@@ -12,7 +12,7 @@ from typing import Any
 from gristmill.report import listing
 from gristmill.report.asked import Asked
 from gristmill.report.desk import answers as desk
-from gristmill.report.heads import scores
+from gristmill.report.heads import questions as scores
 from gristmill.report.live_run import LiveFolder, LiveRun
 from gristmill.report.reading import browse, clusters, contamination, document, funnel
 from gristmill.report.run_folder import Panel, panel_of
@@ -32,7 +32,7 @@ QUESTIONS: dict[str, Question] = {
     "difference": clusters.difference,
     "contamination": contamination.contamination,
     "contamination_matches": contamination.matches,
-    "score_histogram": scores.question,
+    "score_histogram": scores.histogram,
     "probe_judge": scores.probe_and_judge,
     "shard_window": inspector.window,
     "shard_facts": inspector.facts,

@@ -21,6 +21,7 @@ from gristmill.base.files import read_json
 from gristmill.report import comparison, duplicates, measures, training
 from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
+from gristmill.report.heads import audit, scores
 from gristmill.report.heads import bundles as heads
 from gristmill.report.reading import rules, samples
 from gristmill.report.shards import artifacts
@@ -165,7 +166,7 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
     return {
         "rows": {"documents": rows.total} | _kept(keep, tokens),
         "measures": panel_of(lambda: measures.kept_and_dropped(rows, keep, set_aside(reason))),
-        "scores": panel_of(lambda: measures.score_histograms(rows, source, calibration, tokens)),
+        "scores": panel_of(lambda: _scores(run, rows, source, calibration, tokens)),
         "oracle": panel_of(lambda: _oracle(run, rows)),
         "duplicates": clusters,
         "samples": chosen,
@@ -216,6 +217,11 @@ def policy_of(run: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _scores(run: Path, rows: Rows, source: Labels, calibration: Mapping[str, Any], tokens: Array | None) -> Panel:
+    promises = heads.read_promises(run, calibration)
+    return scores.histograms(scores.Scores(rows, source, calibration, tokens), promises)
+
+
 def calibration_of(run: Path) -> dict[str, Any]:
     """{source: {"tau_drop", "tau_keep", ...}}; empty where there is none that can be read (the heads panel says so)."""
     return _attempt(lambda: heads.read_thresholds(run))[0] or {}
@@ -254,6 +260,7 @@ def _oracle(run: Path, rows: Rows | None) -> Panel:
             for name, column in values.items()
         ],
         "agreement": agreed,
+        "audit": panel_of(lambda: audit.read(run)),
     }
 
 
