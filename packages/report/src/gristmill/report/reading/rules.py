@@ -50,9 +50,10 @@ def checks(
 ) -> list[dict[str, Any]]:
     """What the policy asks of a document, rule by rule, with the bounds that each source meets.
 
-    {"name", "key": folder/column, "label", "keep", "missing", "single", "sources": {source: {"min", "max", "allowed"}}};
-    a source of which a rule asks nothing is left out. Of a duplicates' rule (`keep` says which member stays) the size of
-    the cluster is shown. Where the policy leaves the probe alone, tau_drop comes last: it ends the scoring early.
+    {"name", "key": folder/column, "label", "keep", "missing", "single", "sources": {source: {"min", "max",
+    "allowed"}}}; a source of which a rule asks nothing is left out. Of a duplicates' rule (`keep` says which member
+    stays) the size of the cluster is shown. Where the policy leaves the probe alone, tau_drop comes last: it ends the
+    scoring early.
     """
     found: list[dict[str, Any]] = []
     for rule in policy.get("rules") or []:
@@ -111,7 +112,7 @@ def meets(rule: Mapping[str, Any], source: Any, value: Any) -> bool:
 
 
 def failing(rule: Mapping[str, Any], rows: Rows, source: Labels, reason: Labels) -> Array:
-    """bool [rows]: which documents do not meet the rule, whatever dropped them; of duplicates, those that it dropped."""
+    """bool [rows]: which documents do not meet the rule, whatever dropped them; of duplicates, which it dropped."""
     if rule["keep"] is not None:
         codes, names = reason
         return codes == (names.index(rule["name"]) if rule["name"] in names else -2)

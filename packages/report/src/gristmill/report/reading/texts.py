@@ -6,6 +6,7 @@ borders of characters, and only the pieces become strings. The page puts them on
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def pieces(
     out: list[Piece] = []
     cover = [0] * (len(spans) + 1)
     places = sorted(changes)
-    for start, stop in zip(places, places[1:]):
+    for start, stop in itertools.pairwise(places):
         for column, change in changes[start]:
             cover[column] += change
         text = decoded(blob[start:stop])
