@@ -35,6 +35,7 @@ SCRIPTS = (
     "reading.js",
     "shards_panel.js",
     "runs_panel.js",
+    "keys.js",
     "app.js",
 )  # later ones use earlier ones
 REFRESH_SECONDS = 5

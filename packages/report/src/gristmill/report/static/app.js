@@ -59,7 +59,7 @@ function section(key) {
   const [, title, make] = SECTIONS[number - 1];
   const redraw = (chosen) => change(key, chosen);
   return h("section", { id: key, "aria-labelledby": `${key}-title` },
-    h("h2", { id: `${key}-title` }, h("span", { class: "section-number" }, String(number)), title),
+    h("h2", { id: `${key}-title`, tabindex: "-1" }, h("span", { class: "section-number" }, String(number)), title),
     here(report[key]) ? drawn(() => make(report[key], choices, redraw, report)) : absent(report[key] || { missing: key, made_by: "another version" }));
 }
 
@@ -75,18 +75,16 @@ function drawn(make) {
 // Draws one section again, after a choice in it or for new data; the control that had the focus keeps it.
 function change(key, chosen) {
   choices = { ...choices, ...chosen };
-  const index = controls(key).indexOf(document.activeElement);
-  document.getElementById(key).replaceWith(section(key));
-  if (index >= 0) controls(key)[index]?.focus({ preventScroll: true });
+  const element = document.getElementById(key);
+  steady(element, () => element.replaceWith(section(key)), () => document.getElementById(key));
 }
-
-const controls = (id) => [...document.getElementById(id).querySelectorAll("button, select, input, summary, a")];
 
 function contents() {
   return [
     h("p", { class: "brand" }, document.body.dataset.run ? h("a", { href: "/" }, "Gristmill") : "Gristmill"),
     h("ol", {}, SECTIONS.map(([key, title]) => h("li", { class: here(report[key]) ? null : "absent-item" }, h("a", { href: `#${key}` }, title)))),
-    Number(document.body.dataset.live) > 0 && h("p", { class: "live", id: "live" }, "following the run"),
+    isServed() && h("p", { class: "live", id: "live" }, "following the run"),
+    look(),
   ];
 }
 
@@ -134,34 +132,45 @@ function time(text) {
   return Number.isNaN(date.getTime()) ? String(text) : date.toISOString().slice(0, 16).replace("T", " ") + " UTC";
 }
 
-// What changed is drawn again, section by section; what is being read stays where it is.
+// What changed is drawn again, section by section; what is being read stays where it is. A large run takes a while to be
+// read: then it is asked for less often.
 async function follow(seconds) {
-  let tag = "";
+  let tag = "", took = 0;
   const question = document.body.dataset.kind === "folder" ? "runs" : "data";
   const query = new URLSearchParams(document.body.dataset.run ? { run: document.body.dataset.run } : {});
   for (;;) {
-    await new Promise((wake) => setTimeout(wake, seconds * 1000));
-    const sign = document.getElementById("live");
+    await new Promise((wake) => setTimeout(wake, Math.max(seconds * 1000, 3 * took)));
+    if (document.hidden) continue;
+    const sign = document.getElementById("live"), began = performance.now();
     try {
       const answer = await fetch(`/api/${question}?${query}`, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
       if (answer.status === 200) {
-        tag = answer.headers.get("ETag") || "";
         const got = await answer.json();
-        take(question === "runs" ? { runs: got } : got);
+        tag = take(question === "runs" ? { runs: got } : got) ? answer.headers.get("ETag") || "" : "";
       }
-      if (sign) sign.textContent = `followed until ${new Date().toTimeString().slice(0, 8)}`;
+      sign.textContent = answer.ok || answer.status === 304 ? `followed until ${new Date().toTimeString().slice(0, 8)}` : "the run is not there any more; this is the last that was seen of it";
     } catch (error) {
-      if (sign) sign.textContent = "the server is gone; this is its last word";
+      sign.textContent = "the server is gone; this is its last word";
     }
+    took = performance.now() - began;
   }
 }
 
+// False where a section had to be left as it was, as somebody types in it.
 function take(data) {
-  const before = report;
+  const before = report, typing = document.activeElement?.closest("input, textarea, select")?.closest("main > section")?.id;
   report = { ...data, answers: [] };
-  for (const [key] of SECTIONS) if (JSON.stringify(before[key]) !== JSON.stringify(report[key])) change(key, {});
+  let all = true;
+  for (const [key] of SECTIONS) {
+    const changed = JSON.stringify(before[key]) !== JSON.stringify(report[key]);
+    if (changed && key === typing) [report[key], all] = [before[key], false];
+    else if (changed) change(key, {});
+    else document.querySelectorAll(`#${key} .answer`).forEach((one) => one.dispatchEvent(new Event("run-changed")));
+  }
   if (report.overview && JSON.stringify(before.overview) !== JSON.stringify(report.overview)) document.querySelector("header.top").replaceWith(header());
+  return all;
 }
 
 draw();
-if (Number(document.body.dataset.live) > 0) follow(Number(document.body.dataset.live));
+watchSections();
+if (isServed()) follow(Number(document.body.dataset.live));

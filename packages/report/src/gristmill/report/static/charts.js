@@ -165,18 +165,16 @@ function heatMap({ load, names, width = 440 }) {
     s("text", { class: "label", x: (box[0] + box[2]) / 2, y: box[1] + tall * layers + 32, "text-anchor": "middle" }, "expert"));
 }
 
-// Diverging and colour-blind safe: blue starved, pale balanced, orange overloaded; by log2 of the multiple, from 1/4 to 4.
+// Diverging and colour-blind safe: blue starved, balanced like the page, orange overloaded; by log2 of the multiple, from 1/4 to 4.
 function heat(multiple) {
   const at = clamp(Math.log2(Math.max(multiple, 1e-6)) / 2, -1, 1);
-  const middle = [240, 238, 230], end = at < 0 ? [0, 82, 138] : [190, 77, 0];
-  const mix = middle.map((value, index) => Math.round(value + (end[index] - value) * Math.abs(at) ** 0.8));
-  return `rgb(${mix.join(" ")})`;
+  return `color-mix(in srgb, var(${at < 0 ? "--low" : "--high"}) ${(100 * Math.abs(at) ** 0.8).toFixed(1)}%, var(--even))`;
 }
 
 function heatLegend() {
   const stops = [0.25, 0.35, 0.5, 0.71, 1, 1.41, 2, 2.83, 4];
   return h("p", { class: "legend" }, h("span", {}, "load, × the even share: ¼ or less"),
-    s("svg", { width: stops.length * 18, height: 12, role: "img", "aria-label": "from blue (a quarter or less) over pale (even) to orange (four times or more)" },
+    s("svg", { width: stops.length * 18, height: 12, role: "img", "aria-label": "from blue (a quarter or less) over the page's colour (even) to orange (four times or more)" },
       stops.map((stop, index) => s("rect", { x: index * 18, y: 0, width: 17, height: 12, fill: heat(stop) }, tip(`${stop} ×`)))),
     h("span", {}, "4 or more"));
 }
