@@ -14,6 +14,7 @@ from gristmill.report.runs import Run, find
 
 T = TypeVar("T")
 SKIPPED = {"report", "checkpoints"}  # folders whose files no page shows
+FOLLOWED = {"events.jsonl"}  # files that grow all the time: read as they do by what asks for them (training.log)
 
 
 class LiveRun:
@@ -65,12 +66,12 @@ class LiveFolder:
 
 
 def signature(run: Path, folders: Sequence[str] = ("",)) -> str:
-    """Changes when a file below one of `folders` does: by name, size and time."""
+    """Changes when a file below one of `folders` does: by name, size and time. Logs that are followed do not count."""
     total = hashlib.sha256()
     for start in folders:
         for folder, inside, names in os.walk(run / start):
             inside[:] = sorted(name for name in inside if name not in SKIPPED and not name.startswith("."))
-            for name in sorted(names):
+            for name in sorted(name for name in names if name not in FOLLOWED):
                 try:
                     state = Path(folder, name).stat()
                 except FileNotFoundError:

@@ -41,7 +41,12 @@ QUESTIONS: dict[str, Question] = {
     **desk.QUESTIONS,
     **about_trainings.QUESTIONS,
 }
-FOLDER_QUESTIONS: dict[str, FolderQuestion] = {"runs": listing.runs, **about_trainings.FOLDER_QUESTIONS}
+FOLDER_QUESTIONS: dict[str, FolderQuestion] = {
+    "runs": listing.runs,
+    "folder_settings": listing.settings,
+    "folder_compared": listing.compared,
+    **about_trainings.FOLDER_QUESTIONS,
+}
 """Of several runs, asked by the page over all of them."""
 AT_FIRST: tuple[tuple[str, dict[str, str]], ...] = (
     ("probe_judge", {}),

@@ -18,13 +18,14 @@ import pyarrow as pa
 
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.report import comparison, duplicates, measures, training
+from gristmill.report import comparison, duplicates, measures
 from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
 from gristmill.report.heads import audit, scores
 from gristmill.report.heads import bundles as heads
 from gristmill.report.reading import rules, samples
 from gristmill.report.shards import artifacts
+from gristmill.report.training import summary, trainings
 
 T = TypeVar("T")
 Panel = dict[str, Any]
@@ -318,12 +319,7 @@ def _quarantine(run: Path) -> Panel:
 
 
 def _training(run: Path) -> Panel:
-    """Of a pipeline's run, or of one training whose folder it is."""
-    logs = [*run.glob("events.jsonl"), *(run / "training").glob("*/events.jsonl")]
-    folders = [path.parent for path in sorted(logs)]
-    if not folders:
-        raise NotThere("training/<name>/events.jsonl", "trainer run")
-    return {"runs": [training.summarise(folder) for folder in folders]}
+    return summary.of_all(trainings.of_run(run))
 
 
 def _overview(
