@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gristmill.report import listing
+from gristmill.report import listing, workflow
 from gristmill.report.asked import Asked
 from gristmill.report.desk import answers as desk
 from gristmill.report.heads import questions as scores
@@ -38,6 +38,8 @@ QUESTIONS: dict[str, Question] = {
     "shard_facts": inspector.facts,
     "shard_list": inspector.listing,
     "shard_check": inspector.check,
+    "workflow": workflow.ask,
+    "stage": workflow.stage,
     **desk.QUESTIONS,
     **about_trainings.QUESTIONS,
 }
@@ -69,4 +71,6 @@ def answer(name: str, run: LiveRun, asked: Asked) -> Panel:
 
 
 def at_first(run: LiveRun) -> list[dict[str, Any]]:
-    return [{"question": name, "asked": asked, "answer": answer(name, run, Asked(asked))} for name, asked in AT_FIRST]
+    stages = panel_of(lambda: {"asked": workflow.every_stage(run)}).get("asked", [])
+    wanted = [*AT_FIRST, *(("stage", asked) for asked in stages)]
+    return [{"question": name, "asked": asked, "answer": answer(name, run, Asked(asked))} for name, asked in wanted]

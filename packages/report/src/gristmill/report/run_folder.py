@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.report import comparison, duplicates, measures
+from gristmill.report import comparison, duplicates, measures, workflow
 from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
 from gristmill.report.heads import audit, scores
@@ -65,7 +65,7 @@ def collect(run: Path, seed: int = 0) -> ReportData:
     """
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; give the folder that a pipeline wrote (it holds run.json)")
-    stages, funnel = panel_of(lambda: _stages(run)), panel_of(lambda: _funnel(run))
+    stages, funnel = panel_of(lambda: workflow.read(run)), panel_of(lambda: _funnel(run))
     quarantine, compared = panel_of(lambda: _quarantine(run)), panel_of(lambda: comparison.read(run))
     by_row = _row_panels(run, seed)
     return ReportData(
@@ -110,11 +110,6 @@ def _json(path: Path, run: Path, made_by: str) -> Any:
     if not path.exists():
         raise NotThere(path.relative_to(run).as_posix(), made_by)
     return read_json(path)
-
-
-def _stages(run: Path) -> Panel:
-    card = _json(run / "run.json", run, "the pipeline's runner")
-    return {"nodes": card.get("nodes") or []}
 
 
 def _funnel(run: Path) -> Panel:
@@ -333,6 +328,7 @@ def _overview(
     return {
         "name": card.get("name") or run.resolve().name,
         **{key: card.get(key) for key in facts},
+        "status": stages.get("status") or card.get("status"),
         "stage_seconds": sum(seconds),
         "documents": first.get("documents", rows.get("documents")),
         "documents_kept": last.get("documents", rows.get("documents_kept")),
