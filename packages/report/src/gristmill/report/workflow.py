@@ -64,9 +64,9 @@ def stage(run: LiveRun, asked: Asked) -> Panel:
     nodes = {node["name"]: node for node in (read_json(path).get("nodes") or [])} if path.exists() else {}
     if name not in nodes:
         raise AskedWrong(f"name: {name!r} is no stage of this run")
-    # A shuffle has two phases, each with entries of its own. Names are those of folders that are there, not the asked.
-    there = sorted(entry.name for entry in (run.folder / "ledger").glob("*/"))
-    phases = [one for one in there if one in (f"{name}.scattered", name)]
+    # A shuffle has two phases, each with entries of its own. A name that is no folder there is joined to no path.
+    there = {entry.name for entry in (run.folder / "ledger").glob("*/")}
+    phases = [one for one in (f"{name}.scattered", name) if one in there]
     identity = nodes[name].get("identity") or {}
     outputs = run.folder / "ledger" / "outputs.json"
     return {
@@ -76,7 +76,8 @@ def stage(run: LiveRun, asked: Asked) -> Panel:
         "fingerprint": fingerprint(identity) if identity else None,
         **{key: identity.get(key) for key in ("version", "config", "files", "libraries")},
         "phases": [
-            run.kept(f"pieces of {one}", (f"ledger/{one}",), lambda one=one: _pieces(run.folder / "ledger" / one))
+            {"phase": "scatter" if one != name else "gather" if len(phases) > 1 else ""}
+            | run.kept(f"pieces of {one}", (f"ledger/{one}",), lambda one=one: _pieces(run.folder / "ledger" / one))
             for one in phases
         ],
     }
@@ -90,7 +91,7 @@ def every_stage(run: LiveRun) -> list[dict[str, str]]:
 
 
 def _state(node: Panel, run_status: str | None, states: dict[str, str], nodes: dict[str, Panel]) -> str:
-    """running, done, cached, failed, interrupted as the runner says, and what it does not say of those that are pending.
+    """running, done, cached, failed, interrupted as the runner says; of those that are pending, what it does not say.
 
     waiting: this run will come to it. not run: it was never made. earlier: this run did not look at it, its output is
     of an earlier one. stale: the same, and something that it is made from was made again or is amiss since.
@@ -146,7 +147,6 @@ def _pieces(folder: Path) -> Panel:
     seconds = [entry.get("seconds") or 0 for entry in entries]
     shown = ("piece", "rows", "bytes", "seconds", "fingerprint", "sha256")
     return {
-        "phase": folder.name.rpartition(".")[2] if folder.name.endswith(".scattered") else "",
         "pieces": len(entries),
         "rows": sum(entry.get("rows") or 0 for entry in entries),
         "bytes": sum(entry.get("bytes") or 0 for entry in entries),

@@ -1,16 +1,20 @@
 // The page: header, contents, numbered sections; drawn again when a choice or, on a live page, the run changes.
 
-// key of the page's data -> title, and what draws it: make(its data, choices, change, all data).
+// key of the page's data -> title, and what draws it: make(its data, choices, change, all data). One that "asks" has no
+// data in the page; one that "follows" is asked anew whenever the run changes.
 const RUN = [
   ["stages", "How the run went", panelStages],
   ["funnel", "What the policy kept", panelFunnel],
+  ["desk", "The policy desk", panelDesk, "funnel"],
   ["comparison", "Did filtering help?", panelComparison],
   ["scores", "Scores and thresholds", panelScores],
   ["samples", "Read the documents", panelSamples],
+  ["browse", "Find documents", panelBrowse, "asks"],
   ["measures", "Measured values", panelMeasures],
   ["oracle", "The oracle's grades", panelOracle],
   ["heads", "The heads", panelHeads],
   ["duplicates", "Duplicates", panelDuplicates],
+  ["contamination", "Contamination", panelContamination, "follows"],
   ["quarantine", "Quarantine", panelQuarantine],
   ["training", "Training", panelTraining],
   ["artifacts", "Published shards", panelArtifacts],
@@ -56,11 +60,11 @@ function hatching() {
 
 function section(key) {
   const number = SECTIONS.findIndex((one) => one[0] === key) + 1;
-  const [, title, make] = SECTIONS[number - 1];
+  const [, title, make, asks] = SECTIONS[number - 1];
   const redraw = (chosen) => change(key, chosen);
   return h("section", { id: key, "aria-labelledby": `${key}-title` },
     h("h2", { id: `${key}-title`, tabindex: "-1" }, h("span", { class: "section-number" }, String(number)), title),
-    here(report[key]) ? drawn(() => make(report[key], choices, redraw, report)) : absent(report[key] || { missing: key, made_by: "another version" }));
+    asks || here(report[key]) ? drawn(() => make(report[key], choices, redraw, report)) : absent(report[key] || { missing: key, made_by: "another version" }));
 }
 
 // Files of another version may hold what a panel does not expect; that costs the panel, not the page.
@@ -82,14 +86,14 @@ function change(key, chosen) {
 function contents() {
   return [
     h("p", { class: "brand" }, document.body.dataset.run ? h("a", { href: "/" }, "Gristmill") : "Gristmill"),
-    h("ol", {}, SECTIONS.map(([key, title]) => h("li", { class: here(report[key]) ? null : "absent-item" }, h("a", { href: `#${key}` }, title)))),
+    h("ol", {}, SECTIONS.map(([key, title, , asks]) => h("li", { class: asks || here(report[key]) ? null : "absent-item" }, h("a", { href: `#${key}` }, title)))),
     isServed() && h("p", { class: "live", id: "live" }, "following the run"),
     look(),
   ];
 }
 
 function header() {
-  const it = report.overview;
+  const it = report.overview && { ...report.overview, status: report.stages.status || report.overview.status };
   if (!it) return h("header", { class: "top" }, h("h1", {}, report.runs.folder || "Runs"));
   const when = [it.started_at && `started ${time(it.started_at)}`, it.finished_at && `finished ${time(it.finished_at)}`].filter(Boolean).join(", ");
   return h("header", { class: "top" },
@@ -161,9 +165,9 @@ function take(data) {
   const before = report, typing = document.activeElement?.closest("input, textarea, select")?.closest("main > section")?.id;
   report = { ...data, answers: [] };
   let all = true;
-  for (const [key] of SECTIONS) {
-    const changed = JSON.stringify(before[key]) !== JSON.stringify(report[key]);
-    if (changed && key === typing) [report[key], all] = [before[key], false];
+  for (const [key, , , of = key] of SECTIONS) {
+    const changed = JSON.stringify(before[of]) !== JSON.stringify(report[of]);
+    if (changed && key === typing) [report[of], all] = [before[of], false];
     else if (changed) change(key, {});
     else document.querySelectorAll(`#${key} .answer`).forEach((one) => one.dispatchEvent(new Event("run-changed")));
   }
@@ -174,3 +178,4 @@ function take(data) {
 draw();
 watchSections();
 if (isServed()) follow(Number(document.body.dataset.live));
+if (isServed() && SECTIONS === RUN) followStages();
