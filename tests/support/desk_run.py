@@ -79,7 +79,8 @@ def make_desk_run(run: Path, documents: int = 400, parts: int = 3, seed: int = 0
         for number, rows in enumerate(np.array_split(np.arange(documents), parts)):
             part = table.slice(rows[0], len(rows))
             if folder in ("annotations/language", "annotations/scores"):
-                part = marked(part, {1 + number: "stage 'x' raised ValueError"} if number else {})
+                row = number if folder.endswith("scores") else 7 + number
+                part = marked(part, {row: "stage 'x' raised ValueError"} if number else {})
             pq.write_table(part, run / folder / f"part-{number:05d}.parquet", row_group_size=64)
     groups = {"(all)": {"tau_keep": 0.4}, "web": {"tau_keep": 0.45123456789}, "wiki": {"tau_keep": None}}
     write_json(run / "thresholds" / "calibration.json", {"groups": groups})

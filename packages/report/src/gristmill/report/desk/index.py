@@ -88,7 +88,7 @@ class Index:
     def passed(self, policy: Policy) -> Array:
         """[rows] how many rules each document passes in a row: all of them where it is kept, the first that drops it
         else; one more than there are where it is set aside."""
-        return self._walk(policy.rules, self._aside(policy))
+        return self.walk(policy.rules, self.aside(policy))
 
     def count(self, policy: Policy, passed: Array) -> tuple[Array, Array]:
         """Documents and tokens, [rules + 2, sources]: by the rule that drops them, then kept, then set aside."""
@@ -116,13 +116,14 @@ class Index:
 
     def _counted(self, rules: tuple[Rule, ...]) -> Array:
         """Which documents these rules keep."""
-        return self._walk(rules, self._aside(Policy("", rules))) == len(rules)
+        return self.walk(rules, self.aside(Policy("", rules))) == len(rules)
 
-    def _aside(self, policy: Policy) -> Array:
+    def aside(self, policy: Policy) -> Array:
         """Rows that a stage could not handle of what the policy's rules or edits read."""
         return np.unique(np.concatenate([self.marked[name] for name in self._read(policy)] or [np.empty(0, np.int64)]))
 
-    def _walk(self, rules: Sequence[Rule], aside: Array) -> Array:
+    def walk(self, rules: Sequence[Rule], aside: Array) -> Array:
+        """As passed(), with these rows set aside."""
         alive = np.ones(self.rows.total, bool)
         alive[aside] = False
         passed = np.zeros(self.rows.total, np.uint8 if len(rules) < 254 else np.uint16)

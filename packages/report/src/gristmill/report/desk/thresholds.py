@@ -88,8 +88,7 @@ def curve(index: Index, policy: Policy, at: At, points: Sequence[float]) -> dict
     rule, later = policy.rules[place], policy.rules[place + 1 :]
     column, low = index.values[rule.column], at.side == "min"
     opened = _bounded(rule, at, -np.inf if low else np.inf)
-    before = index.passed(replace(policy, rules=(*policy.rules[:place], opened)))
-    alive = before == place + 1
+    alive = index.walk((*policy.rules[:place], opened), index.aside(policy)) == place + 1
     scope = np.isin(index.source, [index.sources.index(source) for source in governed(index, rule, at)])
     if column.absent is not None:
         scope &= ~column.absent

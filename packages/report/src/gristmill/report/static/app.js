@@ -5,7 +5,7 @@
 const RUN = [
   ["stages", "How the run went", panelStages],
   ["funnel", "What the policy kept", panelFunnel],
-  ["desk", "The policy desk", panelDesk, "funnel"],
+  ["desk", "The policy desk", panelDesk, "asks"],
   ["comparison", "Did filtering help?", panelComparison],
   ["scores", "Scores and thresholds", panelScores],
   ["samples", "Read the documents", panelSamples],
@@ -165,9 +165,9 @@ function take(data) {
   const before = report, typing = document.activeElement?.closest("input, textarea, select")?.closest("main > section")?.id;
   report = { ...data, answers: [] };
   let all = true;
-  for (const [key, , , of = key] of SECTIONS) {
-    const changed = JSON.stringify(before[of]) !== JSON.stringify(report[of]);
-    if (changed && key === typing) [report[of], all] = [before[of], false];
+  for (const [key] of SECTIONS) {
+    const changed = JSON.stringify(before[key]) !== JSON.stringify(report[key]);
+    if (changed && key === typing) [report[key], all] = [before[key], false];
     else if (changed) change(key, {});
     else document.querySelectorAll(`#${key} .answer`).forEach((one) => one.dispatchEvent(new Event("run-changed")));
   }
