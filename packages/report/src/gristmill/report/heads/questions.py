@@ -67,7 +67,8 @@ def probe_and_judge(run: LiveRun, asked: Asked) -> dict[str, Any]:
     below, kept = probe < drop, judge >= keep  # of float32, as they were scored; with a NaN it is False
     found = {
         "source": label, "of": int(inside.sum()), "scored": int(scored.sum()), "judged": int(judged.sum()),
-        "exits": int(exits.sum()), "unjudged": int((scored & ~judged).sum()), "audited": int((shadow & judged).sum()),
+        "exits": int(exits.sum()), "unjudged": int((scored & ~judged).sum()),
+        "unjudged_below": int((scored & ~judged & below).sum()), "audited": int((shadow & judged).sum()),
         "no_threshold": int((judged & np.isnan(keep)).sum()),
         "quadrants": {
             name: int((judged & (below == low) & (kept == high)).sum()) for name, low, high in QUADRANTS

@@ -84,7 +84,14 @@ def histograms(scores: Scores, promises: Mapping[str, Any]) -> dict[str, Any]:
     found = [one for name in scores.names if (one := _histograms(scores, name))]
     if not found:
         raise NotThere(f"{FOLDER}/ with a score", "the scores stage")
-    return {"heads": found, "calibrated": bool(scores.calibration), "promises": promises, "sources": scores.source[1]}
+    return {
+        "heads": found,
+        "calibrated": bool(scores.calibration),
+        "promises": promises,
+        "sources": scores.source[1],
+        "exits": int(scores.flags("exit").sum()),
+        "judged": next((one["scored"] for one in found if one["head"] == "judge"), 0),
+    }
 
 
 def _histograms(scores: Scores, name: str) -> dict[str, Any] | None:
