@@ -83,14 +83,14 @@ class Catalogue:
         return {"kept": self.keep, "dropped": ~self.keep & ~aside, "quarantined": aside}[name]
 
     def chosen(self, asked: Asked) -> tuple[tuple[str, ...], Array]:
-        """The documents that a filter leaves, and what it was: outcome, rule, how (the first rule that they failed, or
-        any), source, language.
+        """The documents that a filter leaves, and what it was: outcome, rule, how (first: it dropped them; any: they do
+        not meet it, whatever dropped them; left: they are there after it), source, language.
 
         Raises:
             AskedWrong: no such outcome, rule, source or language.
         """
         outcome = asked.choice("outcome", OUTCOMES, "all")
-        rule, how = asked.text("rule"), asked.choice("how", ("first", "any"), "first")
+        rule, how = asked.text("rule"), asked.choice("how", ("first", "any", "left"), "first")
         source, language = asked.text("source"), asked.text("language")
         key = (outcome, rule, how, source, language)
 
@@ -115,11 +115,13 @@ class Catalogue:
         rule = next((one for one in self.rules if one["name"] == name), None)
         if how == "any" and rule is not None:
             return rules.failing(rule, self.rows, self.source, self.reason)
-        if name in names:
-            return codes == names.index(name)
-        if rule is None:
+        if rule is None and name not in names:
             raise AskedWrong(f"rule: the policy has no rule {name!r}")
-        return np.zeros(len(codes), dtype=bool)
+        if how == "left":
+            order = [one["name"] for one in self.rules]
+            later = order[order.index(name) + 1 :] if name in order else order  # what is set aside comes before all
+            return (codes < 0) | np.isin(codes, [at for at, one in enumerate(names) if one in later])
+        return codes == (names.index(name) if name in names else -2)
 
 
 def catalogue(run: LiveRun) -> Catalogue:
