@@ -19,13 +19,12 @@ function panelStages(data, state, change) {
     h("p", { class: "lead" }, runSentence(data)),
     nodes.filter((node) => node.error).map((node) => h("p", { class: "absent failed" }, h("b", {}, node.name), " failed: ", h("code", { class: "error-text" }, node.error))),
     figure(["Every stage in the order in which it can run; lines lead from a stage to those that need it. A bar says when in the run, of ", duration(whole), ", the stage was at work. A stage’s name leads to its settings and the times of its pieces."],
-      h("p", { class: "legend" }, DOTS.filter(([state]) => nodes.some((node) => node.state === state)).map(([state, text]) =>
-        h("span", {}, s("svg", { width: 14, height: 14, "aria-hidden": "true" }, s("circle", { class: `node ${state}`, cx: 7, cy: 7, r: 5 })), text))),
+      dots(nodes),
       table("Stages of the run", [
         { head: "", class: "graph", cell: (row) => laneCell(row, wide) },
         { head: "stage", class: "name", value: (row) => row.node.name, cell: (row) => h("button", { type: "button", class: "link", "aria-haspopup": "dialog", onclick: () => showStage(row.node, nodes) }, row.node.name) },
         { head: "state", value: (row) => stateName(row.node.state), cell: (row) => h("span", { class: `state ${row.node.state}`, title: STATES[row.node.state] }, stateName(row.node.state)) },
-        { head: "pieces done", class: "pieces", value: (row) => row.node.done, cell: (row) => progress(row.node) },
+        { head: "pieces done", number: true, value: (row) => row.node.done, cell: (row) => progress(row.node) },
         { head: "when", class: "bar", cell: (row) => whenBar(row.node, whole, data) },
         { head: "time", number: true, unit: "s", value: (row) => row.node.seconds, cell: (row) => duration(row.node.seconds) },
         { head: "counted", class: "counts", cell: (row) => counted(row.node) },
@@ -33,27 +32,32 @@ function panelStages(data, state, change) {
   ];
 }
 
+function dots(nodes) {
+  const shown = DOTS.filter(([state]) => nodes.some((node) => node.state === state));
+  return shown.length > 1 && h("p", { class: "legend" }, shown.map(([state, text]) =>
+    h("span", {}, s("svg", { width: 14, height: 14, "aria-hidden": "true" }, s("circle", { class: `node ${state}`, cx: 7, cy: 7, r: 5 })), text)));
+}
+
 function runSentence(data) {
   const by = (...states) => data.nodes.filter((node) => states.includes(node.state)).length;
   const all = data.nodes.length, verbs = { running: "Running for", done: "Done in", failed: "Failed after", interrupted: "Interrupted after", died: "The runner died after" };
-  const parts = [[by("done"), "made by this run"], [by("cached"), "cached"], [by("running"), "at work"], [by("waiting"), "waiting"], [by("earlier"), "not looked at"], [by("stale"), "stale"], [by("not run"), "not run"], [by("failed"), "failed"], [by("interrupted"), "interrupted"]];
+  const parts = [[by("done"), "made by this run"], [by("cached"), "cached"], [by("running"), "at work"], [by("waiting"), "waiting"], [by("earlier"), "not looked at"], [by("stale"), "stale"], [by("not run"), "not run"], [by("failed"), "failed"], [by("interrupted"), "interrupted"]].filter(([number]) => number > 0);
   return [
     h("b", {}, known(data.seconds) && verbs[data.status] ? `${verbs[data.status]} ${duration(data.seconds)}. ` : data.status ? `The run is ${data.status}. ` : ""),
-    `Of ${count(all)} stages ${parts.filter(([number]) => number > 0).map(([number, what]) => `${count(number)} ${number === 1 ? "is" : "are"} ${what}`.replace(/(is|are) made/, number === 1 ? "was made" : "were made")).join(", ")}.`,
+    parts.length === 1 ? `Each of its ${count(all)} stages is ${parts[0][1]}.` : `Of ${count(all)} stages ${parts.map(([number, what]) => `${count(number)} ${number === 1 ? "is" : "are"} ${what}`).join(", ")}.`,
     data.status === "died" && ` It has written nothing since ${time(data.heard)}; the same command goes on from there.`,
   ];
 }
 
-// Done of all as a bar and in words; of a stage at work also how fast, and how long still.
+// Done of all; of a stage that is half done also as a bar, and while it is at work how fast, and how long still.
 function progress(node) {
   if (!node.partitions) return "–";
-  const width = 92, x = (pieces) => (Math.min(pieces / node.partitions, 1) * width).toFixed(1);
+  const width = 84, x = (pieces) => ((pieces / node.partitions) * width).toFixed(1), half = node.done < node.partitions && node.partitions > 1;
   const pace = [node.phase, known(node.rate) && `${decimal(node.rate, 3)} documents/s`, known(node.left) && `about ${duration(Math.round(node.left))} left`].filter(Boolean);
   return [
-    h("span", { class: "progress" },
-      s("svg", { class: "chart", width, height: 6, viewBox: `0 0 ${width} 6`, "aria-hidden": "true" }, s("rect", { class: "bar-ground", width, height: 6 }),
-        s("rect", { class: "fill-cached", width: x(node.cached), height: 6 }), s("rect", { class: "fill-made", x: x(node.cached), width: x(node.done - node.cached), height: 6 })),
-      `${count(node.done)} of ${count(node.partitions)}`, node.cached > 0 && node.cached < node.done && h("span", { class: "note" }, `${count(node.cached)} cached`)),
+    half && s("svg", { class: "progress", width, height: 6, role: "img", "aria-label": percent(node.done, node.partitions) }, s("rect", { class: "bar-ground", width, height: 6 }),
+      s("rect", { class: "fill-cached", width: x(node.cached), height: 6 }), s("rect", { class: "fill-made", x: x(node.cached), width: x(Math.max(node.done - node.cached, 0)), height: 6 })),
+    `${count(node.done)} of ${count(node.partitions)}`, node.cached > 0 && node.cached < node.partitions && h("span", { class: "note" }, `, ${count(node.cached)} cached`),
     pace.length > 0 && h("span", { class: "note pace" }, pace.join(", ")),
   ];
 }
@@ -70,7 +74,7 @@ function whenBar(node, whole, data) {
 function counted(node) {
   const counts = Object.entries(node.counts).filter(([, value]) => typeof value === "number");
   if (node.state === "running") return [node.documents > 0 && h("span", {}, `${count(node.documents)} documents so far`), node.quarantined > 0 && h("span", {}, `${count(node.quarantined)} quarantined`)];
-  return counts.map(([name, value]) => h("span", {}, `${decimal(value)} ${words(name)}`));
+  return counts.map(([name, value], index) => [index > 0 && " ", h("span", {}, `${decimal(value)} ${words(name)}`)]);
 }
 
 // As `git log --graph` does it: each line from a stage to one that needs it keeps a lane of its own until it arrives.
@@ -161,8 +165,8 @@ function piecesTable(name, phase) {
       { head: "rows", number: true, value: (row) => row.rows, cell: (row) => count(row.rows) },
       { head: "bytes", number: true, value: (row) => row.bytes, cell: (row) => short(row.bytes) },
       { head: "fingerprint", value: (row) => row.fingerprint, cell: (row) => h("code", { title: row.fingerprint }, (row.fingerprint || "").slice(0, 12)) },
-      { head: "content", value: (row) => row.sha256, cell: (row) => h("code", { title: row.sha256 }, (row.sha256 || "").slice(0, 12)) },
-    ], phase.slowest, { at_once: 20 }),
+      phase.slowest.some((row) => row.sha256) && { head: "content", value: (row) => row.sha256, cell: (row) => h("code", { title: row.sha256 }, (row.sha256 || "").slice(0, 12)) },
+    ].filter(Boolean), phase.slowest, { at_once: 20 }),
   ];
 }
 
