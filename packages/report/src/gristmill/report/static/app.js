@@ -17,12 +17,14 @@ const RUN = [
   ["contamination", "Contamination", panelContamination, "follows"],
   ["quarantine", "Quarantine", panelQuarantine],
   ["training", "Training", panelTraining],
+  ["mixture", "Mixture", panelMixture, "asks"],
   ["artifacts", "Published shards", panelArtifacts],
 ];
-const FOLDER = [["runs", "All runs", panelRuns]];
+const FOLDER = [["runs", "All runs", panelRuns], ["overlay", "Trainings, overlaid", panelOverlay], ["settings", "Where their settings differ", panelSettings], ["compared", "Arms compared", panelCompared]];
 const SECTIONS = document.body.dataset.kind === "folder" ? FOLDER : RUN;
 
 let report = JSON.parse(document.getElementById("data").textContent);
+if (report.runs) report = { ...folderSections(report.runs), answers: report.answers };
 let choices = {};
 
 for (const one of report.answers || []) answers.set(addressed(one.question, one.asked), one.answer);
@@ -150,9 +152,10 @@ async function follow(seconds) {
       const answer = await fetch(`/api/${question}?${query}`, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
       if (answer.status === 200) {
         const got = await answer.json();
-        tag = take(question === "runs" ? { runs: got } : got) ? answer.headers.get("ETag") || "" : "";
+        tag = take(question === "runs" ? folderSections(got) : got) ? answer.headers.get("ETag") || "" : "";
       }
       sign.textContent = answer.ok || answer.status === 304 ? `followed until ${new Date().toTimeString().slice(0, 8)}` : "the run is not there any more; this is the last that was seen of it";
+      document.dispatchEvent(new Event("followed"));
     } catch (error) {
       sign.textContent = "the server is gone; this is its last word";
     }

@@ -165,32 +165,3 @@ function agreementFigure(data) {
       s("path", { class: "line stroke-dropped", d: data.bins.map((bin, index) => `${index ? "L" : "M"}${x(bin.score)} ${y(bin.oracle)}`).join("") }),
       data.bins.map((bin) => s("circle", { class: "fill-dropped", cx: x(bin.score), cy: y(bin.oracle), r: 4.5 }, tip(`mean score ${decimal(bin.score, 3)}, mean grade ${decimal(bin.oracle, 3)}, n = ${bin.n}`)))));
 }
-
-const outcome = (winner) => (winner === null ? "no clear difference" : `${winner} better`);
-const setName = (name) => (name === "all" ? "all held-out documents" : words(name));
-
-function panelComparison(data, state, change, all) {
-  const told = all.overview.verdict;
-  const undecided = (row) => (row.clear ? "too few documents" : "no clear difference");
-  return [
-    told && h("p", { class: "lead" }, h("b", {}, `On ${setName(told.first.name)}: ${outcome(told.first.winner)}. `), told.others.map((one) => `${outcome(one.winner)} on ${one.sets.map(words).join(", ")}`).join("; "), told.others.length > 0 && "."),
-    h("p", { class: "lead" }, `${known(data.budget_tokens) ? `Both models saw ${count(data.budget_tokens)} tokens` : "The models saw different numbers of tokens"} and were measured on the same documents; fewer bits per byte is better.`),
-    figure(`Difference in bits per byte, ${data.a} minus ${data.b}, with 95 % confidence intervals from a paired bootstrap over documents. An interval that crosses zero shows no difference.`,
-      intervalChart({ rows: data.sets.map((row) => ({ name: setName(row.name), low: row.ci95[0], middle: row.difference, high: row.ci95[1],
-        class: row.winner === null ? "undecided" : row.winner === data.a ? "won-a" : "won-b",
-        note: row.winner === null ? undecided(row) : outcome(row.winner),
-        text: `${row.name}: ${signed(row.difference)} bits per byte, 95 % interval ${signed(row.ci95[0])} to ${signed(row.ci95[1])}` })),
-        xLabel: `bits per byte, ${data.a} − ${data.b}`, left: `${data.a} better`, right: `${data.b} better` })),
-    table("Comparison by evaluation set", [
-      { head: "evaluation set", class: "name", cell: (row) => setName(row.name) },
-      { head: "documents", number: true, cell: (row) => count(row.documents) },
-      { head: `${data.a}, bits/byte`, number: true, cell: (row) => decimal(row.a_bits_per_byte) },
-      { head: `${data.b}, bits/byte`, number: true, cell: (row) => decimal(row.b_bits_per_byte) },
-      { head: "difference", number: true, cell: (row) => signed(row.difference) },
-      { head: "in percent", number: true, cell: (row) => signed((100 * row.difference) / row.b_bits_per_byte, 2) + THIN + "%" },
-      { head: "95 % interval", number: true, cell: (row) => `${signed(row.ci95[0])} to ${signed(row.ci95[1])}` },
-      { head: "verdict", cell: (row) => (row.winner === null ? undecided(row) : outcome(row.winner)) },
-    ], data.sets),
-    data.note && h("p", { class: "note" }, data.note),
-  ];
-}
