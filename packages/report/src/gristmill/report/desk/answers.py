@@ -11,7 +11,7 @@ from gristmill.report.asked import Asked, AskedWrong
 from gristmill.report.columns import QUARANTINED, Array
 from gristmill.report.desk.export import command, policy_file, said
 from gristmill.report.desk.index import Index, folders
-from gristmill.report.desk.policy import SIDES, Policy, Rule, changed, differences, written
+from gristmill.report.desk.policy import NO_TOKENS, SIDES, Policy, Rule, changed, differences, written
 from gristmill.report.desk.thresholds import At, curve, governed, nearest, stops, thresholds
 from gristmill.report.live_run import LiveRun
 
@@ -68,7 +68,7 @@ def desk_curves(run: LiveRun, asked: Asked) -> dict[str, Any]:
     policy = changed(index.written, _changes(asked))
     one = _at(index, policy, asked)
     rules = {rule.name: rule for rule in index.written.rules}
-    every = [one] if one else [at for at in thresholds(policy) if governed(index, rules[at.rule], at)]
+    every = [one] if one else [at for at in thresholds(policy) if at.rule != NO_TOKENS and governed(index, rules[at.rule], at)]
     return {
         "documents": index.rows.total,
         "tokens": int(index.tokens.sum()),

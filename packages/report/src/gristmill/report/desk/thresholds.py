@@ -63,6 +63,8 @@ def stops(index: Index, rule: Rule) -> list[float]:
     if not len(ordered):
         return sorted(exact)
     distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    if values.dtype == np.bool_:
+        distinct = np.array([0.0, 1.0])
     many = max((STOPS - len(exact)) // 2, 2)
     if len(distinct) > 2 * many:
         spread = [each[np.linspace(0, len(each) - 1, many).astype(np.int64)] for each in (ordered, distinct)]

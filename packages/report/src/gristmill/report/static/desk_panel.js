@@ -8,7 +8,7 @@ const deskState = () => (choices.desk ||= { changes: {}, at: null, split: {} });
 function panelDesk() {
   if (!isServed()) return answered("desk", {}, deskFile);
   // A million documents take a few seconds and some hundred megabytes: only for those who come to look.
-  const place = h("div", { class: "answer" }, h("p", { class: "quiet" }, "reading …"));
+  const place = h("p", { class: "quiet" }, "reading …");
   new IntersectionObserver((seen, watch) => {
     if (!seen.some((one) => one.isIntersecting)) return;
     watch.disconnect();
@@ -29,7 +29,7 @@ function deskFile(layout) {
     h("p", { class: "note" }, "In this file each threshold moves alone, at a hundred places; ", h("code", {}, "report open RUN"), " moves them together, and gives the policy as a file."),
     answered("desk_curves", {}, (answer) => figure(
       `What the policy keeps with one threshold elsewhere and all else as it stands: share of all ${count(answer.documents)} documents and of their ${count(answer.tokens)} tokens. Values stand where documents have them, so that the axis is dense where the run is.`,
-      legend([["kept", "documents"], ["dropped", "tokens"]]),
+      legend([["kept", "documents"], ["1", "tokens"]]),
       h("div", { class: "multiples" }, answer.curves.map((curve) => h("div", {}, h("h4", {}, words(curve.rule), h("span", { class: "note" }, ` ${curve.column} ${DESK_SIDES[curve.side]}${curve.source ? ` for ${curve.source}` : ""}`)),
         deskChart(curve, answer, standsAt(rules.get(curve.rule), curve))))))),
   ];
@@ -39,7 +39,8 @@ const thresholdOf = (rule, at) => (rule?.thresholds || []).find((one) => one.sid
 const numbersOf = (threshold) => [...new Set(Object.values(threshold?.numbers || {}).filter(known))].sort((a, b) => a - b);
 
 function standsAt(rule, at) {
-  return numbersOf(thresholdOf(rule, at)).map((number) => ({ number, name: decimal(number) }));
+  const threshold = thresholdOf(rule, at), governed = Object.entries(threshold?.numbers || {});
+  return numbersOf(threshold).map((number) => ({ number, name: `the run, ${governed.filter((one) => one[1] === number).map((one) => one[0]).join(", ")}` }));
 }
 
 // Where a value lies among the stops: a place that may lie between two.
@@ -52,13 +53,14 @@ function placeOf(stops, value) {
 
 // Kept documents and tokens over the stops, which stand at even distances; marks are [{number, name, class}].
 function deskChart(curve, whole, marks, width = 300, height = 168) {
-  const box = [42, 26, width - 12, height - 30], stops = curve.values, last = Math.max(stops.length - 1, 1);
-  const x = scale(0, last, box[0], box[2]), y = scale(0, 1, box[3], box[1]);
-  const shares = [["kept", "documents"], ["dropped", "tokens"]].map(([color, unit]) => ({ color, unit, of: whole[unit], at: curve[unit] }));
+  const box = [46, 26, width - 20, height - 30], stops = curve.values, last = Math.max(stops.length - 1, 1);
+  const shares = [["kept", "documents"], ["1", "tokens"]].map(([color, unit]) => ({ color, unit, of: whole[unit], at: curve[unit] }));
+  const most = Math.max(...shares.flatMap((one) => one.at.map((value) => value / (one.of || 1))), 0.01);
+  const x = scale(0, last, box[0], box[2]), y = scale(0, most, box[3], box[1]);
   const line = (one) => one.at.map((value, index) => `${index ? "L" : "M"}${x(index).toFixed(1)} ${y(one.of ? value / one.of : 0).toFixed(1)}`).join("");
   const shown = pick(stops.length, 4);
   return svg(width, height, `kept share by ${curve.rule} ${DESK_SIDES[curve.side]}`,
-    axes(box, x, y, shown, [0, 0.25, 0.5, 0.75, 1], null, "kept", (place) => decimal(stops[place], 3), (share) => percent(share).replace(".0", "")),
+    axes(box, x, y, shown, ticks(0, most, 4), null, "share kept", (place) => short(stops[place]), (share) => `${decimal(100 * share, 3)}${THIN}%`),
     shares.map((one) => s("path", { class: `line stroke-${one.color}`, d: line(one) }, tip(one.unit))),
     marks.map((mark) => s("line", { class: `mark ${mark.class || ""}`, x1: x(placeOf(stops, mark.number)), x2: x(placeOf(stops, mark.number)), y1: box[1] - 8, y2: box[3] }, tip(`${mark.name}: ${decimal(mark.number)}`))),
     stops.map((stop, index) => s("rect", { class: "hover", x: x(index - 0.5), width: Math.max(x(1) - x(0), 1), y: box[1], height: box[3] - box[1] },
@@ -120,8 +122,8 @@ function deskLive(layout) {
   draw();
   move();
   return [deskLead(layout),
-    h("div", { class: "desk" }, h("div", { class: "desk-left" }, rows), h("div", { class: "desk-right" }, parts.totals, parts.told, parts.mix, parts.curve, parts.near)),
-    h("h3", {}, "What was changed"), parts.changes, parts.export, parts.funnel];
+    h("div", { class: "desk" }, h("div", { class: "desk-left" }, rows), h("div", { class: "desk-right" }, parts.totals, parts.changes, parts.told, parts.mix, parts.curve, parts.near)),
+    h("h3", {}, "Take it away"), parts.export, parts.funnel];
 }
 
 // A rule: its name, what it reads, a control for each threshold, and how many it drops.
@@ -137,9 +139,9 @@ function deskRule(rule, layout, state, set) {
   return h("li", { class: off ? "off" : null, "data-rule": rule.name },
     h("div", { class: "desk-head" },
       h("label", { title: fixed ? "every selection has this rule" : "ask this rule" }, h("input", { type: "checkbox", checked: !off, disabled: fixed, "data-control": `ask ${rule.name}`, onchange: switched }), " ", h("b", {}, words(rule.name))),
-      h("span", { class: "note" }, rule.keep ? "" : rule.column, rule.unmeasured > 0 && `, ${count(rule.unmeasured)} without a value: ${rule.missing === "keep" ? "kept" : "dropped"}`, rule.free?.length > 0 && `; not asked in ${rule.free.join(", ")}`),
+      h("span", { class: "note" }, rule.keep ? "" : rule.column, rule.unmeasured > 0 && `, ${count(rule.unmeasured)} without a value: ${rule.missing === "keep" ? "kept" : "dropped"}`, rule.free?.length > 0 && `; not asked in ${rule.free.join(", ")}`, !off && rule.thresholds && deskSplit(rule, state, set)),
       place),
-    !off && controls, !off && rule.thresholds && deskSplit(rule, state, set));
+    !off && controls);
 }
 
 // What is changed of a rule, for one source or for all.
@@ -177,7 +179,7 @@ function deskSlider(rule, threshold, state, set) {
     range.setAttribute("aria-valuetext", known(value) ? decimal(value, 6) : "no bound");
     if (!typing) number.value = known(value) ? String(value) : "";
     back.disabled = !changed && !threshold.added;
-    told.replaceChildren(...(named ? [`${named}${changed ? " no more" : written.length > 1 ? `: ${written.map((one) => decimal(one)).join(" to ")}, by source` : written.length ? "" : ": none found"}`] : []));
+    told.replaceChildren(...(named ? [`${named}${changed ? " no more" : written.length > 1 ? `: ${decimal(written[0])} to ${decimal(written.at(-1))}, by source` : written.length ? "" : ": none found"}`] : []));
   }
   // Never past the other side: nothing lies between. Back at what the run has, it is no change (and a name stays a name).
   function put(value, typing) {
@@ -204,7 +206,7 @@ function deskSplit(rule, state, set) {
   const sources = [...new Set(shared.flatMap((one) => one.governs))].filter((source) => !(state.split[rule.name] || {})[source]);
   if (!shared.length || sources.length + Object.keys(state.split[rule.name] || {}).length < 2 || !sources.length) return null;
   const split = (event) => { (state.split[rule.name] ||= {})[event.target.value] = shared.map((one) => one.side); set.rule(rule.name); };
-  return h("label", { class: "note desk-split" }, "own bound for ", h("select", { "data-control": `split ${rule.name}`, "aria-label": `own bound of ${words(rule.name)} for a source`, onchange: split },
+  return h("label", { class: "desk-split" }, " · own bound for ", h("select", { "data-control": `split ${rule.name}`, "aria-label": `own bound of ${words(rule.name)} for a source`, onchange: split },
     h("option", { value: "" }, "a source …"), sources.map((source) => h("option", { value: source }, source))));
 }
 
@@ -229,7 +231,7 @@ const changeText = (value) => (value ? `${value > 0 ? "+" : "−"}${count(Math.a
 function deskTotals(answer) {
   return [h("dl", {}, ["documents", "tokens"].map((unit) => h("div", {}, h("dt", {}, `${unit} kept`),
     h("dd", {}, h("span", { class: "big", "data-kept": unit, "data-value": answer.kept.then[unit] }, count(answer.kept.then[unit])),
-      h("span", { class: "small" }, `${changeText(deskGain(answer.kept, unit))} to the run; ${percent(answer.kept.then[unit], answer.all[unit])} of ${count(answer.all[unit])}`))))),
+      h("span", { class: "small" }, `${changeText(deskGain(answer.kept, unit))} against the run; ${percent(answer.kept.then[unit], answer.all[unit])} of ${count(answer.all[unit])}`))))),
     h("p", { class: "note" }, `${count(answer.gained)} documents more, ${count(answer.lost)} fewer than the run kept`, answer.aside.then.documents > 0 && `; ${count(answer.aside.then.documents)} set aside, as a stage could not handle them`, ".")];
 }
 
@@ -257,7 +259,7 @@ function deskMix(layout, answer) {
 
 function deskDropped(one) {
   const more = deskGain(one, "documents");
-  return [h("b", {}, count(one.then.documents)), h("span", { class: "note" }, " dropped "), more !== 0 && h("span", { class: more > 0 ? "more" : "fewer" }, changeText(more))];
+  return [h("b", {}, count(one.then.documents)), h("span", { class: "note" }, " dropped "), h("span", { class: more > 0 ? "more" : "fewer" }, more ? changeText(more) : "")];
 }
 
 // The curve of the threshold that was moved last, drawn again when something else was changed.
@@ -276,11 +278,11 @@ async function deskCurve(place, state, rules) {
     place.curve = here(answer) ? answer : null;
   }
   if (!place.curve) { place.replaceChildren(); return; }
-  const marks = standsAt(rule, at).map((one) => ({ ...one, name: "the run", class: "was" }));
-  const here_ = changeOf(state, at.rule, at.source)[at.side];
-  if (known(here_)) marks.push({ number: here_, name: "moved to" });
+  const marks = standsAt(rule, at).map((one) => ({ ...one, class: "was" }));
+  const moved = changeOf(state, at.rule, at.source)[at.side];
+  if (known(moved)) marks.push({ number: moved, name: "moved to" });
   place.replaceChildren(h("h4", {}, words(at.rule), h("span", { class: "note" }, ` ${rule.column} ${DESK_SIDES[at.side]}${at.source ? ` for ${at.source}` : ""}: what is kept at each value`)),
-    deskChart(place.curve.curves[0], place.curve, marks, 380, 150), legend([["kept", "documents"], ["dropped", "tokens"]]));
+    deskChart(place.curve.curves[0], place.curve, marks, 380, 150), legend([["kept", "documents"], ["1", "tokens"]]), h("p", { class: "note" }, `Share of all ${count(place.curve.documents)} documents and ${count(place.curve.tokens)} tokens. Dashed: the run's bound${marks.length > 1 && known(moved) ? "; solid: where it stands now" : ""}.`));
 }
 
 // The nearest on each side of the threshold that was moved last; their texts come after their numbers.
@@ -310,9 +312,9 @@ function deskDocument(one, document, open) {
 // What to take away ----------------------------------------------------------------------------------------------------
 
 function deskChanges(answer, reset) {
-  if (!answer.changes.length) return [h("p", { class: "quiet" }, "Nothing: this is the policy of the run.")];
-  return [h("ul", { class: "desk-changed" }, answer.changes.map((one) => h("li", {}, h("b", {}, words(one.rule)), one.source && ` for ${one.source}`, one.key === "off" ? " is not asked" : ` ${DESK_SIDES[one.key] || one.key}: ${one.was} → ${one.now}`))),
-    h("p", {}, h("button", { type: "button", class: "desk-reset", "data-control": "reset", onclick: reset }, "Reset all"))];
+  if (!answer.changes.length) return [h("p", { class: "note" }, "Nothing is changed: this is the policy of the run.")];
+  return [h("p", { class: "note" }, `${count(answer.changes.length)} changed. `, h("button", { type: "button", class: "desk-reset", "data-control": "reset", onclick: reset }, "Reset all")),
+    h("ul", { class: "desk-changed" }, answer.changes.map((one) => h("li", {}, h("b", {}, words(one.rule)), one.source && ` for ${one.source}`, one.key === "off" ? " is not asked" : ` ${DESK_SIDES[one.key] || one.key}: ${one.was} → ${one.now}`)))];
 }
 
 function deskExport(layout, answer) {
