@@ -138,6 +138,6 @@ def _moment(seconds: Any) -> str | None:
 
 
 def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         return [leaf for key, inner in value.items() for leaf in _leaves(f"{name}.{key}" if name else str(key), inner)]
     return [(name, value)]

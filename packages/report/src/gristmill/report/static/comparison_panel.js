@@ -11,13 +11,14 @@ function panelComparison(data, state, change, all) {
   ];
 }
 
+// prefix: of the questions about trainings; null where their bands stand elsewhere.
 function comparisonParts(data, prefix) {
   const seeds = data.seeds > 1 ? `${count(data.seeds)} models of each side, from as many seeds,` : "Both models";
   return [
     h("p", { class: "lead" }, `${known(data.budget_tokens) ? `${seeds} saw ${count(data.budget_tokens)} tokens` : "The models saw different numbers of tokens"} and were measured on the same documents; fewer bits per byte is better.`),
     [data, ...(data.others || [])].map((pair) => pairFigure(pair, data.seeds)),
     data.note && h("p", { class: "note" }, data.note),
-    bandParts(prefix),
+    prefix !== null && bandParts(prefix),
   ];
 }
 

@@ -42,7 +42,7 @@ function curveChart({ series, marks = [], width = 440, height = 240, xLabel, yLa
     drawn.map((one) => [
       one.band && s("path", { class: `band fill-${one.color}`, d: `${line({ x: one.x, y: one.band.high })}${line({ x: [...one.x].reverse(), y: [...one.band.low].reverse() }).replace("M", "L")}Z` }),
       one.faint && s("path", { class: `line faint stroke-${one.color}`, d: line(one.faint) }),
-      s("path", { class: `line stroke-${one.color}${one.dashed ? " dashed" : ""}`, d: line(one), "data-points": one.x.length }, tip(one.name)),
+      s("path", { class: `line stroke-${one.color}${one.dashed ? " dashed" : ""}${one.x.length > 120 && !one.faint ? " dense" : ""}`, d: line(one), "data-points": one.x.length }, tip(one.name)),
       one.dots && one.x.length < 80 && one.x.map((at, index) => s("circle", { class: `fill-${one.color}`, cx: x(at), cy: inside(one.y[index]), r: 2.6 })),
     ]),
     beyond.slice(0, 60).map(({ at, value, one }) => s("path", { class: `beyond fill-${one.color}`, d: value > highY ? `M${x(at) - 4} ${box[1] + 7}h8l-4 -7z` : `M${x(at) - 4} ${box[3] - 7}h8l-4 7z` },
@@ -103,6 +103,12 @@ function nearest(sorted, at) {
   let low = 0, high = sorted.length - 1;
   while (low < high) { const middle = (low + high) >> 1; if (sorted[middle] < at) low = middle + 1; else high = middle; }
   return low > 0 && at - sorted[low - 1] < sorted[low] - at ? low - 1 : low < sorted.length ? low : -1;
+}
+
+// A colour for each run; seeds of one arm (NAME-seed0, NAME-seed1) share theirs.
+function colorsOf(names) {
+  const arm = (name) => name.replace(/-seed\d+$/, ""), arms = [...new Set(names.map(arm))];
+  return (name) => Math.max(arms.indexOf(arm(name)), 0) % 8;
 }
 
 // Which of several are drawn, each in its colour.

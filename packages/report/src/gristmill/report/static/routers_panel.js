@@ -6,7 +6,7 @@ function routerParts(prefix) {
   if (!routerViews.has(prefix)) routerViews.set(prefix, { step: null, run: null, layer: null });
   const view = routerViews.get(prefix), served = isServed();
   const maps = h("div", {}), over = h("div", {}), slider = h("div", {}), place = h("div", { class: "routers" }, h("h3", {}, "Routers at a step"), heatLegend(), slider, maps, over);
-  let last = "", reach = "";
+  let last = "", shown = "", reach = "";
 
   async function showMaps() {
     const answer = await ask(`${prefix}training_routers`, { step: view.step }, `${prefix}routers`);
@@ -15,7 +15,7 @@ function routerParts(prefix) {
     if (JSON.stringify(answer) === last) return;
     last = JSON.stringify(answer);
     if (here(answer)) drawSlider(answer.runs);
-    maps.replaceChildren(...(here(answer) ? drawn(() => [h("div", { class: "columns" }, answer.runs.map(routerMap)), answer.runs.filter((run) => run.logits).map(logitFigure)]) : [absent(answer)]).flat(Infinity).filter(Boolean));
+    maps.replaceChildren(...(here(answer) ? drawn(() => h("div", { class: "columns" }, answer.runs.map(routerMap))) : [absent(answer)]).flat(Infinity).filter(Boolean));
   }
 
   // Kept while it is dragged; a run that goes on only moves its end.
@@ -29,7 +29,7 @@ function routerParts(prefix) {
       if (view.step === null) slider.querySelectorAll("input").forEach((input) => { input.value = end; });
       return;
     }
-    const choose = (value, other) => { view.step = value >= Number(other.max) ? null : value; other.value = value; showMaps(); };
+    const choose = (value, other) => { view.step = value >= Number(other.max) ? null : value; other.value = value; showMaps().then(showOver); };
     const drag = h("input", { type: "range", min: first, max: end, step: 1, class: "router-step", "aria-label": "step", oninput: (event) => choose(Number(event.target.value), exact) });
     const exact = h("input", { type: "number", min: first, max: end, step: 1, class: "router-step-number", "aria-label": "step, as a number", onchange: (event) => choose(Number(event.target.value), drag) });
     drag.value = exact.value = view.step ?? end;
@@ -38,8 +38,8 @@ function routerParts(prefix) {
 
   async function showOver() {
     const answer = await ask(`${prefix}training_experts`, { training: view.run, layer: view.layer }, `${prefix}experts`);
-    if (!answer || JSON.stringify(answer) === over.dataset.shown) return;
-    over.dataset.shown = JSON.stringify(answer);
+    if (!answer || JSON.stringify([answer, last]) === shown) return;
+    shown = JSON.stringify([answer, last]);
     if (answer.missing) return over.replaceChildren();
     steady(over, () => over.replaceChildren(...(here(answer) ? drawn(() => expertsOver(answer)) : [absent(answer)]).flat(Infinity).filter(Boolean)));
   }
@@ -48,7 +48,7 @@ function routerParts(prefix) {
     const runs = JSON.parse(last || "{}").runs || [];
     const pick = (more) => { Object.assign(view, { run: told.name, layer: told.layer }, more); showOver(); };
     return [
-      h("h3", {}, "One layer’s experts over time"),
+      h("h3", {}, "One run’s experts over time, and its logits"),
       served && h("div", { class: "choices" },
         runs.length > 1 && choice("Run", runs.map((run) => [run.name, run.name]), told.name, (run) => pick({ run, layer: null })),
         h("label", { class: "choice" }, h("span", { class: "choice-label" }, "Layer"), h("select", { class: "router-layer", onchange: (event) => pick({ layer: Number(event.target.value) }) },
@@ -57,11 +57,12 @@ function routerParts(prefix) {
         heatGrid({ rows: told.experts, columns: told.steps.length, width: 880, tall: clamp(260 / told.experts, 3, 18), value: (row, column) => told.multiple[column][row], rowName: (row) => String(row), columnName: (column) => short(told.steps[column]),
           told: (row, column) => `step ${count(told.steps[column])}, layer ${told.layer}, expert ${row}: ${decimal(told.multiple[column][row], 3)} × the even share (${percent(told.multiple[column][row] / told.experts)} of assignments)`,
           yLabel: "expert", xLabel: "step", label: `Load of layer ${told.layer}’s experts over time` })),
+      runs.filter((run) => run.name === told.name && run.logits).map(logitFigure),
     ];
   }
 
   showMaps().then(showOver);
-  followers.set(place, () => { if (view.step === null) showMaps(); showOver(); });
+  followers.set(place, () => showMaps().then(showOver));
   return place;
 }
 

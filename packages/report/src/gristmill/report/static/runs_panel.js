@@ -1,7 +1,7 @@
 // All runs at a folder, each leading to its page; their trainings overlaid, and where their settings differ.
 
 // The page over runs has sections of its own: each is drawn again when what it shows changes.
-const folderSections = (listed) => (here(listed) ? { runs: listed, overlay: { trainings: listed.trainings }, settings: { trainings: listed.trainings }, compared: {} } : { runs: listed });
+const folderSections = (listed) => (!listed.missing && !listed.error ? { runs: listed, overlay: { trainings: listed.trainings }, settings: { trainings: listed.trainings }, compared: {} } : { runs: listed });
 
 function panelRuns(data) {
   const state = (row) => row.error || row.status || "";
@@ -17,7 +17,7 @@ function panelRuns(data) {
     { head: "tokens trained on", number: true, cell: (row) => count(row.trained), value: (row) => row.trained, of: "trained" },
     { head: "loss of the last step", number: true, cell: (row) => decimal(row.loss), value: (row) => row.loss, of: "loss" },
     { head: "bits per byte", number: true, cell: (row) => (known(row.bits_per_byte) ? [decimal(row.bits_per_byte), h("span", { class: "note" }, ` ${row.measured}`)] : "–"), value: (row) => row.bits_per_byte, of: "bits_per_byte" },
-    { head: "cost so far", number: true, cell: (row) => fixed(row.cost, 2), value: (row) => row.cost, of: "cost" },
+    { head: "cost so far", number: true, cell: (row) => decimal(row.cost, 3), value: (row) => row.cost, of: "cost" },
   ];
   return [
     h("p", { class: "lead" }, `n = ${count(data.runs.length)} runs. Own validation is each run's last one, on its own held-out documents; an evaluation is what trainer eval found.`),
@@ -41,4 +41,4 @@ function panelSettings() {
   return place;
 }
 
-const panelCompared = () => answered("folder_compared", {}, (told) => comparisonParts(told, "folder_"));
+const panelCompared = () => answered("folder_compared", {}, (told) => comparisonParts(told, null));

@@ -9,10 +9,10 @@ function panelTraining(data) {
 const trainingPlaces = new Map();
 
 function trainingParts(data, prefix, names) {
-  const known = trainingPlaces.get(prefix);
-  if (known && known.names === names.join("\n")) {
-    known.show(data);
-    return known.parts;
+  const kept = trainingPlaces.get(prefix);
+  if (kept && kept.names === names.join("\n")) {
+    kept.show(data);
+    return kept.parts;
   }
   const place = h("div", { class: "standing" }), texts = h("div", { class: "written" }), shown = new Map();
   const put = (where, what, draw) => {
@@ -32,7 +32,7 @@ function trainingParts(data, prefix, names) {
 }
 
 function standing(runs) {
-  const color = (run) => runs.indexOf(run) % 8;
+  const colors = colorsOf(runs.map((run) => run.name)), color = (run) => colors(run.name);
   const validated = runs.filter((run) => run.validation), sources = [...new Set(validated.flatMap((run) => Object.keys(run.validation.by_source)))];
   return [
     runs.filter((run) => run.alarms).map(alarmTable),
@@ -66,7 +66,7 @@ function costColumns(runs) {
   const columns = [
     ["mfu", { head: "of peak FLOP/s", number: true, cell: (run) => percent(run.cost.mfu), value: (run) => run.cost.mfu }],
     ["memory_gb", { head: "memory at most", number: true, cell: (run) => (known(run.cost.memory_gb) ? `${decimal(run.cost.memory_gb, 3)} GB` : "–"), value: (run) => run.cost.memory_gb }],
-    ["cost", { head: "cost so far, in the currency of --price-per-hour", number: true, cell: (run) => fixed(run.cost.cost, 2), value: (run) => run.cost.cost }],
+    ["cost", { head: "cost so far, in the currency of --price-per-hour", number: true, cell: (run) => decimal(run.cost.cost, 3), value: (run) => run.cost.cost }],
   ];
   return columns.filter(([key]) => runs.some((run) => known(run.cost[key]))).map(([, column]) => column);
 }
@@ -106,7 +106,7 @@ function curveParts(prefix, names) {
   const asks = (group) => ({ group: group === "main" ? null : group, axis: view.axis === "tokens" ? null : view.axis, from: view.from, to: view.to,
     runs: few ? null : (view.asked ||= names.slice(0, 6)).join("\n") });
   const together = crosshair(served && ((from, to) => { Object.assign(view, { from, to }); change(); }));
-  const color = (name) => Math.max(names.indexOf(name), 0) % 8;
+  const color = colorsOf(names);
 
   async function group(key, place, draw) {
     const answer = await ask(`${prefix}training_curves`, asks(key), `${prefix}curves-${key}`);

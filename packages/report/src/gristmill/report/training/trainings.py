@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,24 @@ from gristmill.report.runs import Run
 
 Trainings = Mapping[str, Path]  # folders by name
 AT_ONCE = 12  # that are drawn together
+UNDER_WAY = re.compile(r"-[0-9a-f]{8,}$")  # a node's identity, behind its name
 
 
 def of_run(run: Path) -> dict[str, Path]:
-    """Of a pipeline's run, or the one training whose folder it is.
+    """Of a pipeline's run, one that is still under way (.work/train_NAME-IDENTITY) too; or the one training whose folder
+    it is.
 
     Raises:
         NotThere: it has none.
     """
     logs = sorted([*run.glob("events.jsonl"), *(run / "training").glob("*/events.jsonl")])
-    if not logs:
+    found = {path.parent.resolve().name: path.parent for path in logs}
+    for path in sorted((run / ".work").glob("*/events.jsonl")):
+        name = UNDER_WAY.sub("", path.parent.name).removeprefix("train_")
+        found[f"{name}, under way" if name in found else name] = path.parent
+    if not found:
         raise NotThere("training/<name>/events.jsonl", "trainer run")
-    return {path.parent.resolve().name: path.parent for path in logs}
+    return found
 
 
 def of_runs(runs: Mapping[str, Run]) -> dict[str, Path]:
@@ -34,8 +42,8 @@ def of_runs(runs: Mapping[str, Run]) -> dict[str, Path]:
         if run.kind == "training":
             found[key] = run.folder
         else:
-            inside = sorted((run.folder / "training").glob("*/events.jsonl"))
-            found |= {f"{key}/{path.parent.name}".lstrip("/"): path.parent for path in inside}
+            with contextlib.suppress(NotThere):
+                found |= {f"{key}/{name}".lstrip("/"): folder for name, folder in of_run(run.folder).items()}
     return found
 
 
