@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gristmill.base.config import to_mapping
+from gristmill.scorer.audit.robustness import Oracle
 from gristmill.scorer.audit.run import FORMAT, AuditConfig, audit
 from gristmill.scorer.config import CalibrationConfig, TrainConfig
 from gristmill.scorer.heads.calibration import Labelled, Unlabelled, calibrate
@@ -87,15 +88,19 @@ def write_scores(run: Path, routes: dict[str, tuple[str, ...]], documents: int =
 
 
 def write_audit(run: Path, documents: int = 30) -> dict[str, Any]:
-    """audit/audit.json of an oracle that is noisy, likes length, and obeys some orders; with a second one."""
+    """audit/audit.json of an oracle that is noisy, likes length and obeys orders, with a second one; and its grades."""
     rubric, draw = _rubric("general"), np.random.default_rng(3)
     texts = [" ".join(draw.choice(WORDS[True], int(draw.integers(4, 60)))) for _ in range(documents)]
     table = {"id": [f"a{i}" for i in range(documents)], "source": ["web", "wiki"] * (documents // 2), "text": texts}
     config = AuditConfig(repeats=3, permutations=2, injections=12)
-    oracle, other = (_Grader(np.random.default_rng(seed), spread) for seed, spread in ((1, 0.5), (2, 0.9)))
+    first, second = (
+        cast(Oracle, _Grader(np.random.default_rng(seed), spread)) for seed, spread in ((1, 0.5), (2, 0.9))
+    )
     section = audit(
-        rubric, config, documents=pa.table(table), oracle=lambda: nullcontext(oracle), other=lambda: nullcontext(other)
-    )  # pyright: ignore[reportArgumentType]
+        rubric, config, documents=pa.table(table), oracle=lambda: nullcontext(first), other=lambda: nullcontext(second)
+    )
+    (run / "labels" / "grades").mkdir(parents=True, exist_ok=True)
+    pq.write_table(first.grade(rubric, texts), run / "labels" / "grades" / "part-00000.parquet")
     found = {"format": FORMAT, "rubrics": {rubric.name: section}}
     _write(run / "audit" / "audit.json", found)
     return found
