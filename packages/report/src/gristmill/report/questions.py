@@ -67,7 +67,7 @@ def answer(name: str, run: LiveRun, asked: Asked) -> Panel:
     Raises:
         AskedWrong: a parameter is.
     """
-    return panel_of(lambda: QUESTIONS[name](run, asked))
+    return panel_of(lambda: QUESTIONS[name](run, asked), tell=True)
 
 
 def at_first(run: LiveRun) -> list[dict[str, Any]]:

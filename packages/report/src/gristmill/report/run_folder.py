@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +86,8 @@ def collect(run: Path, seed: int = 0) -> ReportData:
     )
 
 
-def _attempt(make: Callable[[], T]) -> tuple[T | None, Panel]:
-    """What `make` gives, or None and the panel that says why there is nothing."""
+def _attempt(make: Callable[[], T], tell: bool = False) -> tuple[T | None, Panel]:
+    """What `make` gives, or None and the panel that says why there is nothing; `tell` on stderr what looks like ours."""
     try:
         return make(), {}
     except NotThere as absent:
@@ -97,12 +98,14 @@ def _attempt(make: Callable[[], T]) -> tuple[T | None, Panel]:
         return None, {"error": str(error)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
         # Files of other programs and other versions: one that cannot be read costs its own panel, not the page.
+        if tell and isinstance(error, (LookupError, TypeError, AttributeError)):
+            traceback.print_exc()
         return None, {"error": f"{type(error).__name__}: {error}"}
 
 
-def panel_of(make: Callable[[], Panel]) -> Panel:
+def panel_of(make: Callable[[], Panel], tell: bool = False) -> Panel:
     """What `make` gives, or the panel that says why there is nothing. Raises AskedWrong: a question's fault."""
-    made, failure = _attempt(make)
+    made, failure = _attempt(make, tell)
     return failure if made is None else made
 
 
