@@ -80,6 +80,8 @@ class Index:
         clusters = {(rule.column, rule.keep) for rule in self.written.rules if rule.keep is not None}
         self.members = {of: self._members(*of) for of in clusters}
         self.marked = {name: self._marked(name) for name in self._names()}
+        self.stops: dict[str, list[float]] = {}
+        """By rule, see thresholds.stops."""
         self.fails = lru_cache(2 * len(self.written.rules) + MASKS)(self._fails)
         self.counted = lru_cache(4)(self._counted)
 

@@ -50,6 +50,12 @@ def governed(index: Index, rule: Rule, at: At) -> list[str]:
 def stops(index: Index, rule: Rule) -> list[float]:
     """Values where a slider of the rule stops: half of them spread evenly over documents, half over distinct values,
     rounded, and the thresholds of the run as they stand."""
+    if rule.name not in index.stops:
+        index.stops[rule.name] = _stops(index, rule)
+    return index.stops[rule.name]
+
+
+def _stops(index: Index, rule: Rule) -> list[float]:
     values = index.values[rule.column].values
     absent = index.values[rule.column].absent
     ordered = np.sort(values if absent is None else values[~absent]).astype(np.float64)
@@ -158,10 +164,12 @@ def nearest(index: Index, policy: Policy, passed: Array, at: At, each: int) -> d
         number = index.number(getattr(rule.of(source), at.side), source)
         limit[index.sources.index(source)] = np.nan if number is None else column.precise(number)
 
+    apart = len(np.unique(limit)) > 1
+
     def closest(rows: Array, inside: bool) -> list[dict[str, Any]]:
         if column.absent is not None:
             rows = rows[~column.absent[rows]]
-        margin = column.values[rows].astype(np.float64) - limit[index.source[rows]]
+        margin = column.values[rows].astype(np.float64) - (limit[index.source[rows]] if apart else limit[0])
         margin = margin if (at.side == "min") == inside else -margin
         rows, margin = rows[margin >= 0], margin[margin >= 0]
         if len(rows) > each:

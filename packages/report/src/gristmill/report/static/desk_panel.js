@@ -75,18 +75,21 @@ function deskLive(layout) {
   if (state.at && !rules.has(state.at.rule)) state.at = null;
   const parts = Object.fromEntries(["totals", "told", "mix", "near", "curve", "changes", "funnel", "export"].map((name) => [name, h("div", { class: `desk-${name}` })]));
   const dropped = new Map(), rows = h("ol", { class: "desk-rules" });
+  const desk = h("div", { class: "desk" }, h("div", { class: "desk-left" }, rows), h("div", { class: "desk-right" }, parts.totals, parts.changes, parts.told, parts.mix, parts.curve, parts.near));
   let asking = false, again = false;
 
   // One question at a time, and always the latest: a slider moves faster than a server should count.
   async function move() {
     if (asking) { again = true; return; }
     asking = true;
+    desk.setAttribute("aria-busy", "true");
     do {
       again = false;
       const answer = await ask("desk_moved", { changes: JSON.stringify(state.changes), ...state.at });
       if (answer && !again) show(answer);
     } while (again);
     asking = false;
+    desk.setAttribute("aria-busy", "false");
   }
 
   function show(answer) {
@@ -122,8 +125,7 @@ function deskLive(layout) {
   draw();
   move();
   return [deskLead(layout),
-    h("div", { class: "desk" }, h("div", { class: "desk-left" }, rows), h("div", { class: "desk-right" }, parts.totals, parts.changes, parts.told, parts.mix, parts.curve, parts.near)),
-    h("h3", {}, "Take it away"), parts.export, parts.funnel];
+    desk, h("h3", {}, "Take it away"), parts.export, parts.funnel];
 }
 
 // A rule: its name, what it reads, a control for each threshold, and how many it drops.
@@ -319,7 +321,7 @@ function deskChanges(answer, reset) {
 
 function deskExport(layout, answer) {
   const name = `${layout.policy.replace(/[^A-Za-z0-9_-]+/g, "-") || "policy"}.toml`;
-  return [h("p", {}, h("button", { type: "button", class: "desk-export", onclick: () => download(name, answer.file, "application/toml") }, "Save as a policy file"), " ", h("span", { class: "note" }, `${name}: the whole policy, for `, h("code", {}, "datapipe what-if RUN --policy FILE"), " and for a pipeline.")),
+  return [h("p", {}, h("button", { type: "button", class: "desk-save", onclick: () => download(name, answer.file, "application/toml") }, "Save as a policy file"), " ", h("span", { class: "note" }, `${name}: the whole policy, for `, h("code", {}, "datapipe what-if RUN --policy FILE"), " and for a pipeline.")),
     h("p", { class: "note" }, "The same from a command line: ", h("code", { class: "desk-command" }, answer.command)),
     h("details", { class: "more" }, h("summary", {}, "the policy file"), h("pre", { class: "desk-file", tabindex: "0" }, answer.file))];
 }
