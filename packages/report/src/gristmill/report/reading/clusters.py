@@ -20,7 +20,7 @@ from gristmill.report.reading.catalogue import Catalogue, catalogue
 COMPARED, WORDS = 60_000, 1_500
 """Bytes of each text that are read to compare two, and words of each that are compared from where they part."""
 AROUND = 160  # characters of equal text that are shown on both sides of a difference
-FIRST_MEMBERS = 3
+FIRST_MEMBERS = 2
 
 
 @dataclass(frozen=True)

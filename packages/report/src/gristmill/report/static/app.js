@@ -1,7 +1,7 @@
 // The page: header, contents, numbered sections; drawn again when a choice or, on a live page, the run changes.
 
 // key of the page's data -> title, and what draws it: make(its data, choices, change, all data). One that "asks" has no
-// data in the page; one that "follows" is asked anew whenever the run changes.
+// data in the page.
 const RUN = [
   ["stages", "How the run went", panelStages],
   ["funnel", "What the policy kept", panelFunnel],
@@ -14,7 +14,7 @@ const RUN = [
   ["oracle", "The oracle's grades", panelOracle],
   ["heads", "The heads", panelHeads],
   ["duplicates", "Duplicates", panelDuplicates],
-  ["contamination", "Contamination", panelContamination, "follows"],
+  ["contamination", "Contamination", panelContamination, "asks"],
   ["quarantine", "Quarantine", panelQuarantine],
   ["training", "Training", panelTraining],
   ["mixture", "Mixture", panelMixture, "asks"],

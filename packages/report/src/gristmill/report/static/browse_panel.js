@@ -10,7 +10,6 @@ function panelBrowse(data, state, change) {
   return [
     h("p", { class: "lead" }, "Every document of the run, with all that was measured of it. Every count above leads here."),
     answered("choices", {}, (all) => readerForm(all, reader, set)),
-    known(reader.open) && answered("document", openQuestion(reader), (found) => documentView(found, reader, set), "document"),
     answered("documents", documentsQuestion(reader), (page) => documentList(page, reader, set), "documents"),
   ];
 }
@@ -43,14 +42,14 @@ function readerForm(all, reader, set) {
     h("div", { class: "reader-filters" },
       select("outcome", "outcome", all.outcomes.map((one) => [one.name, `${one.name} (${count(one.documents)})`])),
       rules.length > 0 && select("rule", "rule", [["", "any or none"], ...rules.map((name) => [name, `${words(name)} (${count(dropped.get(name) || 0)})`])]),
-      reader.rule && select("how", "where it", [["first", "dropped them"], ["any", "is not met, whatever dropped them"], ["left", "and those before it let them through"]]),
+      reader.rule && select("how", "where it", [["first", "dropped them"], ["any", "is not met by them"], ["left", "left them"]]),
       select("source", "source", named(all.sources, "all")),
       all.languages.length > 0 && select("language", "language", named(all.languages, "all")),
       select("sort", "sorted by", [["", "their order in the run"], ...all.columns.map((column) => [column.label, column.label + (column.bounded ? " *" : "")])]),
       reader.sort && select("order", "from", [["rising", "the lowest"], ["falling", "the highest"], ...(bounded ? [["nearest", "nearest to its threshold"]] : [])]),
       h("button", { type: "button", onclick: () => set(READER) }, "Clear")),
     (reader.text || reader.id) && reader.sort && h("p", { class: "note" }, "A search goes through the documents in their order in the run; it is not sorted."),
-    !reader.text && !reader.id && h("p", { class: "note" }, "* bounded by the policy or by a calibrated threshold. Behind a rule stands how many documents it was the first to drop."));
+    !reader.text && !reader.id && h("p", { class: "note" }, "* bounded by the policy or a calibrated threshold. Behind a rule stands how many documents it was the first to drop."));
 }
 
 function documentList(page, reader, set) {
@@ -62,21 +61,34 @@ function documentList(page, reader, set) {
   const onward = known(page.next) && h("button", { type: "button", onclick: () => set({ at: page.next, trail: [...reader.trail, reader.at] }) }, searched ? "Go on" : "Next");
   const back = reader.trail.length > 0 && h("button", { type: "button", onclick: () => set({ at: reader.trail.at(-1), trail: reader.trail.slice(0, -1) }) }, "Back");
   const pager = () => h("p", { class: "pager" }, h("span", { role: "status" }, said), back, onward);
-  return [pager(), documents.length > 0 && h("ol", { class: "found" }, documents.map((one) => documentLine(one, reader.open === one.row, () => set({ open: one.row, part: null, seen: null }), reader.sort)))];
+  const inside = documents.some((one) => one.row === reader.open);
+  const view = () => answered("document", openQuestion(reader), (found) => documentView(found, reader, set, inside), "document");
+  const choose = (row) => {
+    set({ open: reader.open === row ? null : row, part: null, seen: null });
+    const chosen = document.querySelector("#browse .found .open");
+    chosen?.scrollIntoView({ block: "start" });
+    chosen?.querySelector("button").focus({ preventScroll: true });
+  };
+  return [
+    known(reader.open) && !inside && view(),
+    pager(),
+    documents.length > 0 && h("ol", { class: "found" }, documents.map((one) => documentLine(one, one.row === reader.open && view, () => choose(one.row), reader.sort))),
+    documents.length > 5 && pager(),
+  ];
 }
 
 function documentLine(one, open, choose, sort) {
   return h("li", { class: [outcomeClass(one), open ? "open" : null].filter(Boolean).join(" ") },
-    h("div", { class: "line-head" }, h("button", { type: "button", "aria-pressed": String(open), onclick: choose }, "Read"), h("b", {}, one.source ?? "no source"), h("span", { class: "id" }, one.id),
+    h("div", { class: "line-head" }, h("button", { type: "button", "aria-expanded": String(Boolean(open)), onclick: choose }, open ? "Close" : "Read"), h("b", {}, one.source ?? "no source"), h("span", { class: "id" }, one.id),
       h("span", { class: "note" }, [one.language, known(one.tokens) && `${count(one.tokens)} tokens`, sort && `${sort} ${known(one.value) ? decimal(one.value) : "not measured"}`].filter(Boolean).join(" · ")),
       h("span", { class: "outcome" }, outcomeText(one))),
-    h("div", { class: "excerpt", dir: "auto" }, one.before && "… ", marked(one.pieces.map(([text, covers, hit]) => [text.replace(/\s+/g, " "), covers, hit]), []), one.after && " …"));
+    open ? open() : h("div", { class: "excerpt", dir: "auto" }, one.before && "… ", marked(one.pieces.map(([text, covers, hit]) => [text.replace(/\s+/g, " "), covers, hit]), []), one.after && " …"));
 }
 
 const outcomeClass = (one) => (one.keep ? "kept" : one.reason === "quarantined" ? "aside" : one.keep === false ? "dropped" : null);
 const outcomeText = (one) => (one.keep ? "kept" : one.reason === "quarantined" ? "set aside: a stage could not handle it" : one.keep === false ? `dropped by ${words(one.reason ?? "no rule")}` : "not decided yet");
 
-function documentView(found, reader, set) {
+function documentView(found, reader, set, inside) {
   const { text } = found;
   const titles = found.spans.map((one) => one.title), made = found.spans.map((one) => one.made);
   const off = new Set(reader.seen || titles.filter((_, number) => !made[number]));
@@ -85,7 +97,7 @@ function documentView(found, reader, set) {
   const goPart = (at) => () => set({ part: at });
   const place = (number) => Math.min(Math.ceil(number * PART_BYTES), Math.max(text.bytes - 1, 0));
   return h("article", { class: `document ${outcomeClass(found) || ""}`, "aria-label": "The document" },
-    h("header", {}, h("b", {}, found.source ?? "no source"), h("span", { class: "id" }, found.id), h("span", { class: "outcome" }, outcomeText(found)),
+    !inside && h("header", {}, h("b", {}, found.source ?? "no source"), h("span", { class: "id" }, found.id), h("span", { class: "outcome" }, outcomeText(found)),
       h("button", { type: "button", onclick: () => set({ open: null, part: null, seen: null }) }, "Close")),
     h("dl", { class: "facts" }, [["row of the run", count(found.place)], ["file", known(found.file) ? `${found.file}, row ${count(found.row)}` : null], ["language", found.language], ["tokens as packed", known(found.tokens) ? count(found.tokens) : null], ["bytes", count(text.bytes)], ["created", found.created], ["address", found.url], ["meta", found.meta]]
       .filter(([, value]) => known(value)).map(([name, value]) => h("div", { class: name === "meta" || name === "address" ? "long" : null }, h("dt", {}, name), h("dd", {}, value)))),

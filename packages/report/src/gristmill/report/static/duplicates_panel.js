@@ -1,7 +1,7 @@
 // Duplicates: how large the clusters are, which source repeats which, and the largest of them with their texts.
 
 const KINDS = { exact: "Exact duplicates", same_url: "Documents of one address", near: "Near duplicates", semantic: "Semantic duplicates" };
-const SHOWN_AT_ONCE = 3;
+const SHOWN_AT_ONCE = 3, CLUSTERS = 5;
 
 function panelDuplicates(data, state, change, all) {
   return [data.stages.map((stage) => clusterStage(stage, state, change, all)), (data.repeats || []).map(repeatStage)];
@@ -27,7 +27,7 @@ function clusterStage(stage, state, change, all) {
           { head: "clusters", number: true, cell: (bucket) => (isServed() && bucket.clusters ? h("a", { href: `#clusters-${stage.stage}-list`, onclick: () => set({ from: bucket.from, to: bucket.to, at: 0 }) }, count(bucket.clusters)) : count(bucket.clusters)), value: (bucket) => bucket.clusters },
           { head: "documents", number: true, cell: (bucket) => count(bucket.documents), value: (bucket) => bucket.documents },
           { head: "of all", number: true, cell: share, value: (bucket) => bucket.documents / stage.examined },
-        ], many.filter((bucket) => bucket.documents), { class: "slim" })),
+        ], many.filter((bucket) => bucket.documents))),
       stage.largest.length > 0 && !reported && !isServed() && figure("The largest clusters, and how their first members begin.",
         h("ol", { class: "clusters" }, stage.largest.map((group) => h("li", {}, h("b", {}, `${count(group.size)} members`),
           group.members.map((row) => clusterMember(all.samples.documents?.[row])))))),
@@ -43,10 +43,10 @@ function clusterBrowser(stage, open, set) {
   const one = { stage, row: now.row, at: now.members_at };
   return figure("Clusters, the largest first. Blue is kept, vermilion is dropped; each member leads to its document.", h("div", { id: `clusters-${stage}-list` },
     (known(now.to) || now.from > 2) && h("p", { class: "pager" }, h("span", {}, `Only those of ${now.from === now.to ? now.to : `${count(now.from)} to ${count(now.to)}`} members.`), h("button", { type: "button", onclick: () => set(null) }, "All sizes")),
-    answered("clusters", { stage, from: now.from, to: now.to, at: now.at }, (found) => [
+    answered("clusters", { stage, from: now.from, to: now.to, at: now.at, limit: CLUSTERS }, (found) => [
       found.page.map((group) => clusterCard(group, now, one, set)),
       h("p", { class: "pager" }, h("span", {}, found.clusters ? `Clusters ${count(now.at + 1)} to ${count(now.at + found.page.length)} of ${count(found.clusters)}, of ${count(found.documents)} documents.` : "There is no such cluster."),
-        now.at > 0 && h("button", { type: "button", onclick: () => set({ at: Math.max(now.at - 10, 0), row: null }) }, "Back"),
+        now.at > 0 && h("button", { type: "button", onclick: () => set({ at: Math.max(now.at - CLUSTERS, 0), row: null }) }, "Back"),
         known(found.next) && h("button", { type: "button", onclick: () => set({ at: found.next, row: null }) }, "Next")),
     ], `clusters ${stage}`)));
 }

@@ -110,7 +110,7 @@ function check(rule, document, decides) {
   const bound = rule.keep ? (known(value) && value > 1 ? `of ${count(value)} the ${rule.keep} stays` : "no other like it") : boundsText(boundsOf(rule, document) || {});
   const shown = rule.keep ? "" : known(value) ? valueText(rule.key.split("/").at(-1), value) : "not measured";
   return h("div", { class: [dropped ? "fails" : outside ? "outside" : null, rule.key === decides ? "decides" : null].filter(Boolean).join(" ") || null, title: rule.label },
-    h("dt", {}, words(rule.name)), h("dd", {}, (dropped || outside) && h("span", { "aria-hidden": "true" }, "✗ "), shown && h("b", { class: known(value) ? null : "quiet" }, shown), " ", h("span", { class: "bound" }, bound),
+    h("dt", {}, words(rule.name)), h("dd", {}, (dropped || outside) && h("span", { "aria-hidden": "true" }, "✗ "), shown && h("b", { class: known(value) ? null : "quiet" }, shown), " ", h("span", { class: "asked-for" }, bound),
       dropped ? h("span", { class: "unseen" }, " (dropped by this rule)") : outside && h("span", { class: "unseen" }, " (would fail this rule)")));
 }
 
