@@ -46,8 +46,8 @@ def settings(folder: LiveFolder, asked: Asked) -> dict[str, Any]:
     if len(chosen) < 2:
         raise NotThere("a second training", "trainer run")
     told = {name: dict(_leaves("", trainings.card(path).get("config") or {})) for name, path in chosen.items()}
-    keys = dict.fromkeys(key for one in told.values() for key in one)
-    differ = [key for key in keys if key != "output" and len({repr(one.get(key)) for one in told.values()}) > 1]
+    keys = dict.fromkeys(key for one in told.values() for key in one if key != "output")
+    differ = [key for key in keys if len({repr(one.get(key)) for one in told.values()}) > 1]
     rows = [
         {"setting": key, "values": [None if key not in one else str(one[key])[:200] for one in told.values()]}
         for key in differ[:SETTINGS_SHOWN]

@@ -145,12 +145,12 @@ class TrainingLog:
         at, self.read = self.read, self.read + len(line) + 1
         try:
             event = parsed(line)
-            step = int(event["step"])
-            kind = event["type"]
-            if isinstance(event["step"], bool) or not isinstance(kind, str):
-                return
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            kind, step = event["type"], event["step"]
+        except (ValueError, TypeError, KeyError, RecursionError):
             return  # a run killed in mid-line and resumed leaves a broken line behind
+        if not isinstance(kind, str) or isinstance(step, bool) or math.isnan(number(step)):
+            return
+        step = int(step)
         if kind == "step":
             self._take_step(step, event | {"(line)": at, "(length)": len(line)})
         else:  # a step may raise several alarms; of those that tell the same the later counts
