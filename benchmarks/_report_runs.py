@@ -1,4 +1,4 @@
-"""A run folder of any size to look at: made-up numbers under thirty rules, in partitions as the pipeline writes them."""
+"""A run folder of any size to look at: made-up numbers under thirty rules, in partitions as pipelines write them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from gristmill.base.files import write_json
 SOURCES = ("books", "code", "forums", "math", "news", "papers", "web", "wiki")
 SHARES = (0.05, 0.15, 0.1, 0.05, 0.1, 0.1, 0.4, 0.05)
 ROWS = 8192  # of a partition
-WORDS = "the mill stone turns grain into flour and each measure is weighed before it is kept or thrown away".split()
+WORDS = ("the", "mill", "stone", "turns", "grain", "into", "flour", "and", "each", "measure", "is", "weighed")
 PLAIN = 22  # rules over one measured share each; half of them with a bound of its own for a source
 Columns = dict[str, Any]
 
 
-def rules() -> list[dict[str, Any]]:
-    """Twenty-two shares, words, languages, three kinds of clusters, perplexity, quality: as long as a policy gets."""
-    shares = [
-        {"name": f"share_{at}", "column": f"heuristics.share_{at}", "max": 0.6, "sources": {"code": {"max": 0.7}} if at % 2 else {}}
-        for at in range(PLAIN)
-    ]  # fmt: skip
+def rules() -> list[Columns]:
+    """Twenty-two shares, words, languages, two kinds of clusters, perplexity, quality: as long as a policy gets."""
+    shares: list[Columns] = [
+        {"name": f"share_{at}", "column": f"heuristics.share_{at}", "max": 0.6} for at in range(PLAIN)
+    ]
+    for rule in shares[::2]:
+        rule["sources"] = {"code": {"max": 0.7}}
     return [
         {"name": "words", "column": "heuristics.words", "min": 20, "max": 100_000},
         {"name": "language", "column": "language.label", "allowed": ["en"], "sources": {"code": {}}},

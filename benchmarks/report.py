@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
+
 from _report_runs import make, rules
 from _results import publish, row
 from gristmill.base import cli
@@ -46,15 +47,14 @@ class Config:
 def main(arguments: list[str]) -> int:
     config = cli.parse_config(Config, arguments, "bench report", __doc__ or "")
     documents, movements = (100_000, 60) if config.quick else (1_000_000, 300)
-    with tempfile.TemporaryDirectory() as scratch:
-        with served(make(Path(scratch) / "run", documents)) as (client, process):
-            ask(client, "data")  # which every page has, with a desk or without
-            before = resident_mb(process)
-            layout, opened = ask(client, "desk")
-            grown = resident_mb(process) - before
-            moved, texts = move(client, layout, movements)
-            curves = [ask(client, "desk_curves", rule=rule, side=side)[1] for rule, side in thresholds(layout)[::6]]
-            held = resident_mb(process) - before
+    with tempfile.TemporaryDirectory() as scratch, served(make(Path(scratch) / "run", documents)) as (client, process):
+        ask(client, "data")  # which every page has, with a desk or without
+        before = resident_mb(process)
+        layout, opened = ask(client, "desk")
+        grown = resident_mb(process) - before
+        moved, texts = move(client, layout, movements)
+        curves = [ask(client, "desk_curves", rule=rule, side=side)[1] for rule, side in thresholds(layout)[::6]]
+        held = resident_mb(process) - before
     rows = [
         row("the desk opens: columns read, clusters sorted", [opened], "s"),
         row("a threshold moves", moved, "ms"),

@@ -47,7 +47,7 @@ def settled(page: Page) -> None:
     page.locator('.desk[aria-busy="false"]').wait_for()
 
 
-def test_a_slider_moved_by_keys_shows_what_what_if_says(browser: Browser, served: str, run: Path, tmp_path: Path) -> None:  # fmt: skip
+def test_a_slider_shows_what_what_if_says(browser: Browser, served: str, run: Path, tmp_path: Path) -> None:
     with page_of(browser, served) as page:
         at_the_desk(page)
         before = shown(page)
@@ -75,7 +75,7 @@ def test_a_slider_moved_by_keys_shows_what_what_if_says(browser: Browser, served
         assert download.value.suggested_filename == "made-up.toml"
         saved = load_policy(Path(shutil.copy(download.value.path(), tmp_path / "saved.toml"))).asking()
         assert what_if(run, saved).kept == answer.kept
-        expect(page.locator(".desk-curve svg")).to_be_visible()
+        expect(page.locator(".desk-curve > svg")).to_be_visible()
         picture(page, "desk", "#desk .desk")
         page.locator('[data-control="reset"]').click()
         expect(page.locator(".desk-changed li")).to_have_count(0)
@@ -83,7 +83,7 @@ def test_a_slider_moved_by_keys_shows_what_what_if_says(browser: Browser, served
         assert shown(page) == before
 
 
-def test_a_bound_of_its_own_for_a_source_words_and_rules_that_are_not_asked(browser: Browser, served: str, run: Path) -> None:  # fmt: skip
+def test_own_bounds_words_and_rules_that_are_not_asked(browser: Browser, served: str, run: Path) -> None:
     with page_of(browser, served, "dark") as page:
         at_the_desk(page)
         page.locator('[data-control="split quality"]').select_option("web")

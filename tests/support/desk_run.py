@@ -22,7 +22,8 @@ POLICY: dict[str, Any] = {
     "measure": {"heuristics": {"c4": {"terminal": False}, "words": ["a", 'b"\\']}},
     "rule": [
         {"name": "words", "column": "heuristics.words", "min": 20, "max": 400, "sources": {"code": {"min": 5}}},
-        {"name": "language", "column": "language.label", "allowed": ["en"], "sources": {"code": {}, "wiki": {"allowed": ["en", "fr"]}}},
+        {"name": "language", "column": "language.label", "allowed": ["en"],
+         "sources": {"code": {}, "wiki": {"allowed": ["en", "fr"]}}},
         {"name": "repetition", "column": "heuristics.repetition", "max": 0.2, "missing": "keep"},
         {"name": "exact", "column": "exact", "keep": "first"},
         {"name": "mixing", "column": "language.mixing", "max": 0.5, "sources": {"web": {}}},
@@ -60,7 +61,7 @@ def make_desk_run(run: Path, documents: int = 400, parts: int = 3, seed: int = 0
             "flag": draw.random(documents) < 0.1,
         },
         "language": {
-            "label": nulls(draw.choice(np.array(["en", "fr", "de"]), documents, p=[0.8, 0.12, 0.08]), pa.string(), 0.03),
+            "label": nulls(draw.choice(np.array(["en", "fr", "de"]), documents, p=[0.8, 0.1, 0.1]), pa.string(), 0.03),
             "mixing": nulls(nan, pa.float64()),
         },
         "exact": {"cluster": np.where(draw.random(documents) < 0.3, near // 4, documents + np.arange(documents))},
@@ -70,10 +71,20 @@ def make_desk_run(run: Path, documents: int = 400, parts: int = 3, seed: int = 0
         "paragraphs": {"share": pa.array(draw.random(documents), pa.float32(), mask=~looked), "cut": cut},
         "pii": {"email": pa.array([[]] * documents, pa.list_(pa.int32()))},
     }
-    created = [None if at % 7 == 0 else f"20{10 + int(year)}-01-01" for at, year in enumerate(draw.integers(0, 9, documents))]
-    texts = [f"Document {row} of {name}.\n<b>not markup</b> \u202e{'word ' * int(n)}" for row, (name, n) in enumerate(zip(source, words, strict=True))]  # fmt: skip
-    about = {"id": [f"d{row}" for row in range(documents)], "text": texts, "source": source, "url": pa.nulls(documents, pa.string()), "created": pa.array(created, pa.string())}  # fmt: skip
-    for folder, columns in {"documents": about, **{f"annotations/{name}": columns for name, columns in annotations.items()}}.items():  # fmt: skip
+    years = draw.integers(2010, 2019, documents)
+    tables: dict[str, dict[str, Any]] = {
+        "documents": {
+            "id": [f"d{row}" for row in range(documents)],
+            "text": [
+                f"Document {row}.\n<b>no markup</b> \u202e{'word ' * int(many)}" for row, many in enumerate(words)
+            ],
+            "source": source,
+            "url": pa.nulls(documents, pa.string()),
+            "created": pa.array([f"{year}-01-01" for year in years], pa.string(), mask=years % 5 == 0),
+        },
+        **{f"annotations/{name}": columns for name, columns in annotations.items()},
+    }
+    for folder, columns in tables.items():
         table = pa.table(columns)
         (run / folder).mkdir(parents=True)
         for number, rows in enumerate(np.array_split(np.arange(documents), parts)):

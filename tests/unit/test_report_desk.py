@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -25,7 +26,14 @@ from gristmill.report.desk import policy as ours
 from gristmill.report.live_run import LiveRun
 
 Changes = dict[str, dict[str, Any]]
-NUMBERS = {"words": (0, 500), "repetition": (0, 1), "mixing": (0, 1), "flagged": (0, 1), "share": (0, 1), "quality": (0, 1)}
+NUMBERS = {
+    "words": (0, 500),
+    "repetition": (0, 1),
+    "mixing": (0, 1),
+    "flagged": (0, 1),
+    "share": (0, 1),
+    "quality": (0, 1),
+}
 OFF = [rule["name"] for rule in POLICY["rule"]]
 ENDS = {"words": ("min", "max"), "quality": ("min",)}
 
@@ -73,16 +81,18 @@ def test_the_desk_shows_what_the_pipeline_would_decide(run: LiveRun, tmp_path: P
         return
     words = shlex.split(shown["command"])
     assert words[:3] == ["datapipe", "what-if", str(run.folder)]
-    said = {option: [after for before, after in zip(words, words[1:], strict=False) if before == option] for option in ("--set", "--without")}  # fmt: skip
-    policy = policy_of(run.folder, None, said["--set"], said["--without"])
+    sets, withouts = (
+        [after for before, after in itertools.pairwise(words) if before == option] for option in ("--set", "--without")
+    )
+    policy = policy_of(run.folder, None, sets, withouts)
     file = tmp_path / "exported.toml"
     file.write_text(shown["file"], encoding="utf-8")
     assert load_policy(file).asking() == policy
 
     answer = what_if(run.folder, policy)
-    assert [shown["kept"][when]["documents"] for when in ("before", "then")] == [answer.kept[0].documents, answer.kept[0].documents_then]  # fmt: skip
-    theirs = {each.name: each for each in (*answer.kept[1:], *answer.dropped, answer.quarantined)}
-    mine = {each["name"]: each for each in (*shown["by_source"], *shown["by_rule"])} | {"quarantined": shown["aside"]}
+    theirs = {each.name: each for each in (*answer.kept, *answer.dropped, answer.quarantined)}
+    mine = {each["name"]: each for each in (*shown["by_source"], *shown["by_rule"])}
+    mine |= {"quarantined": shown["aside"], "(all)": shown["kept"]}
     for name, each in theirs.items():
         told = mine[name]
         assert (told["before"]["documents"], told["then"]["documents"]) == (each.documents, each.documents_then), name
@@ -92,8 +102,8 @@ def test_the_desk_shows_what_the_pipeline_would_decide(run: LiveRun, tmp_path: P
     after = ours.changed(index.written, change)
     decided = apply(policy, open_run(run.folder)).reason
     passed = index.passed(after)
-    assert np.array_equal(np.where(passed > len(policy.rule), len(policy.rule), passed), np.where(decided < 0, len(policy.rule), decided))  # fmt: skip
-    assert np.array_equal(passed == len(policy.rule), decided < 0)
+    kept, aside = len(policy.rule), len(policy.rule) + 1  # the pipeline says -1 of those, and one less of these
+    assert np.array_equal(passed, np.select([decided < 0, decided == kept], [kept, aside], decided))
 
 
 @settings(max_examples=15, deadline=None)
@@ -113,7 +123,9 @@ def test_a_curve_is_what_moving_the_threshold_there_keeps(run: LiveRun, change: 
     assert len(curve["values"]) <= 101 and curve["values"] == sorted(curve["values"])
     for point in data.draw(st.lists(st.integers(0, len(curve["values"]) - 1), min_size=3, max_size=6)):
         there = json.loads(json.dumps({**change, at.rule: dict(change.get(at.rule, {}))}))
-        place = there[at.rule] if at.source is None else there[at.rule].setdefault("sources", {}).setdefault(at.source, {})
+        place = there[at.rule]
+        if at.source is not None:
+            place = place.setdefault("sources", {}).setdefault(at.source, {})
         place[at.side] = curve["values"][point]
         try:
             shown = moved(run, there)
@@ -132,7 +144,8 @@ def test_the_run_s_own_policy_changes_nothing_and_nothing_is_written(run: LiveRu
     assert desk["otherwise"] == 0 and desk["aside"]["then"]["documents"] == 4
     assert all(each["before"] == each["then"] for each in (*desk["by_source"], *desk["by_rule"]))
     shown = moved(run, {"words": {"min": 30}}, rule="words", side="min")
-    assert shown["lost"] > 0 and shown["changes"] == [{"rule": "words", "source": None, "key": "min", "was": "20", "now": "30"}]  # fmt: skip
+    change = {"rule": "words", "source": None, "key": "min", "was": "20", "now": "30"}
+    assert shown["lost"] > 0 and shown["changes"] == [change]
     assert sha256_folder(run.folder) == before
 
 

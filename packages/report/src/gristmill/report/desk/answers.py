@@ -68,14 +68,14 @@ def desk_curves(run: LiveRun, asked: Asked) -> dict[str, Any]:
     policy = changed(index.written, _changes(asked))
     one = _at(index, policy, asked)
     rules = {rule.name: rule for rule in index.written.rules}
-    every = [one] if one else [at for at in thresholds(policy) if at.rule != NO_TOKENS and governed(index, rules[at.rule], at)]
+    told = [at for at in thresholds(policy) if at.rule != NO_TOKENS and governed(index, rules[at.rule], at)]
     return {
         "documents": index.rows.total,
         "tokens": int(index.tokens.sum()),
         "curves": [
             {"rule": at.rule, "side": at.side, "source": at.source, "column": rules[at.rule].column}
             | curve(index, policy, at, stops(index, rules[at.rule]))
-            for at in every
+            for at in ([one] if one else told)
         ],
     }
 
@@ -146,7 +146,8 @@ def _threshold(index: Index, rule: Rule, at: At) -> dict[str, Any]:
 def _words(index: Index, rule: Rule) -> list[dict[str, Any]]:
     """Per group of sources with the same bounds: the words, the most frequent first, and those allowed."""
     column = index.values[rule.column]
-    words, own = column.words or (), dict(rule.sources)
+    words: tuple[str, ...] = column.words or ()
+    own = dict(rule.sources)
     groups: list[dict[str, Any]] = []
     for source in (None, *own):
         bounds, governs = rule.own if source is None else own[source], governed(index, rule, At(rule.name, "", source))
@@ -156,9 +157,10 @@ def _words(index: Index, rule: Rule) -> list[dict[str, Any]]:
             often = [at for at in np.argsort(-counts, kind="stable").tolist() if counts[at]]
             shown = [words[at] for at in often[:MOST_WORDS]]
             shown += [word for word in bounds.allowed if word not in shown]
-            numbers = dict(zip(words, counts.tolist(), strict=True))
+            numbers: dict[str, int] = dict(zip(words, counts.tolist(), strict=True))
             listed = [{"word": word, "documents": numbers.get(word, 0)} for word in shown]
-            groups.append({"source": source, "governs": governs, "allowed": bounds.allowed, "words": listed, "distinct": len(often)})  # fmt: skip
+            told = {"source": source, "governs": governs, "allowed": bounds.allowed, "distinct": len(often)}
+            groups.append({**told, "words": listed})
     return groups
 
 
@@ -183,9 +185,7 @@ def _counted(index: Index, policy: Policy, passed: Array) -> dict[str, Any]:
             | pair(-1, kept, at)
             for at, name in enumerate(index.sources)
         ],
-        "by_rule": [
-            {"name": rule.name, **pair(of(rule.name), places.get(rule.name))} for rule in index.written.rules
-        ],
+        "by_rule": [{"name": rule.name, **pair(of(rule.name), places.get(rule.name))} for rule in index.written.rules],
     }
 
 

@@ -16,9 +16,10 @@ STANDING = Rule(NO_TOKENS, "tokens.count", Bounds(min=1.0))
 
 def policy_file(policy: Policy, before: Policy, run: str) -> str:
     """TOML for `datapipe what-if RUN --policy FILE` and for a pipeline; what was changed stands on top."""
-    told = [f"#   {_where(*change[:3])}: {said(change[3])} -> {said(change[4])}" for change in differences(before, policy)]
-    lines = [f"# The policy {_text(policy.name)} of the run {_text(run)}, " + ("with these changes:" if told else "as it is.")]
-    lines += [*told, "", f"name = {_text(policy.name)}"]
+    told = [f"#   {_where(*at)}: {said(was)} -> {said(now)}" for *at, was, now in differences(before, policy)]
+    end = "with these changes:" if told else "as it is."
+    lines = [f"# The policy {_text(policy.name)} of the run {_text(run)}, {end}", *told, ""]
+    lines += [f"name = {_text(policy.name)}"]
     lines += [f"measure.{_key(name)} = {_value(values)}" for name, values in (policy.measure or {}).items()]
     for edit in policy.edits:
         lines += ["", "[[edit]]", *(f"{_key(key)} = {_value(value)}" for key, value in edit.items() if value)]
@@ -62,9 +63,13 @@ def said(value: Any) -> str:
 def _rule(rule: Rule) -> list[str]:
     lines = [f"name = {_text(rule.name)}", f"column = {_text(rule.column)}"]
     if rule.keep is not None:
-        return [*lines, f"keep = {_text(rule.keep)}"] + _missing(rule)
-    lines += [f"{key} = {_value(value)}" for key, value in _bounds(rule.own).items()] + _missing(rule)
-    return lines + [f"sources.{_key(source)} = {_value(_bounds(bounds))}" for source, bounds in rule.sources]
+        return [*lines, f"keep = {_text(rule.keep)}", *_missing(rule)]
+    lines += [f"{key} = {_value(value)}" for key, value in _bounds(rule.own).items()]
+    return (
+        lines
+        + _missing(rule)
+        + [f"sources.{_key(source)} = {_value(_bounds(bounds))}" for source, bounds in rule.sources]
+    )
 
 
 def _missing(rule: Rule) -> list[str]:
@@ -76,7 +81,8 @@ def _bounds(bounds: Bounds) -> dict[str, Any]:
 
 
 def _where(rule: str, source: str | None, key: str) -> str:
-    return ".".join([_key(rule), *(["sources", _key(source)] if source is not None else []), *([key] if key != "off" else [])])
+    names = [_key(rule)] if source is None else [_key(rule), "sources", _key(source)]
+    return ".".join(names if key == "off" else [*names, key])
 
 
 def _value(value: Any) -> str:

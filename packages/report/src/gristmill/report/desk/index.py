@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import read_json
-from gristmill.report.columns import Array, NotThere, Rows, open_rows, read_file
+from gristmill.report.columns import Array, NotThere, open_rows, read_file
 from gristmill.report.desk.policy import LOOKED_AT, Bounds, Policy, Rule, Threshold, calibrated, written
 
 MARKS = b"gristmill.quarantined"  # of a partition's metadata, as datapipe.workflow.quarantine writes it
@@ -74,7 +74,7 @@ class Index:
         self.reason, self.reasons = self.rows.labels("selection", "reason")
         self.reason[self.kept] = -1
         self.selected = self._cells(np.where(self.reason < 0, len(self.reasons), self.reason), len(self.reasons) + 1)
-        """Documents and tokens, [reasons + 1, sources]: by what dropped them in the run's own selection; the last, kept."""
+        """Documents and tokens, [reasons + 1, sources]: by what dropped them in the run's selection; the last, kept."""
         bounded = {rule.column for rule in self.written.rules if rule.keep is None}
         self.values = {column: self._values(column) for column in sorted(bounded)}
         clusters = {(rule.column, rule.keep) for rule in self.written.rules if rule.keep is not None}
@@ -198,7 +198,7 @@ class Index:
                 raise NotThere(f"{folder}/{part} with {name}", f"the {annotation} stage")
             pieces.append(read_file(path, [name]).column(name))
             if len(pieces[-1]) != length:
-                raise GristmillError(f"{path}: {len(pieces[-1])} rows beside {length} documents; run the pipeline again")
+                raise GristmillError(f"{path}: {len(pieces[-1])} rows beside {length} documents; make it again")
         return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pieces[0].type)
 
     def _values(self, column: str) -> Values:
@@ -224,7 +224,7 @@ class Index:
                 preference = -quality.to_numpy(zero_copy_only=False).astype(np.float64)
             case "newest":
                 created = self._column("documents", "created").combine_chunks().fill_null("")
-                preference = -pc.rank(created, tiebreaker="dense").to_numpy().astype(np.float64)
+                preference = -_rank(created)
             case _:
                 preference = np.zeros(len(cluster))
         order = np.lexsort((preference, cluster))  # ties go to the earliest row
@@ -245,6 +245,7 @@ class Index:
             found += [start + int(row) for row in json.loads(marks)] if marks else []
         return np.array(sorted(found), np.int64)
 
+
 def folders(run: Path) -> dict[str, str]:
     """Where the outputs that a policy may read lie, by their names, relative to the run."""
     path = run / "ledger" / "outputs.json"
@@ -252,3 +253,8 @@ def folders(run: Path) -> dict[str, str]:
     inside = {name: Path(str(folder)) for name, folder in {"documents": "documents", **listed}.items()}
     safe = {name: folder for name, folder in inside.items() if not folder.is_absolute() and ".." not in folder.parts}
     return {name: folder.as_posix() for name, folder in safe.items() if (run / folder).is_dir()}
+
+
+def _rank(words: pa.Array) -> Array:
+    """Places in the order of the words, which is that of their bytes; the same words, the same place."""
+    return pc.call_function("rank", [words], pc.RankOptions(tiebreaker="dense")).to_numpy().astype(np.float64)

@@ -33,9 +33,8 @@ def thresholds(policy: Policy) -> list[At]:
     """All numbers that the policy bounds documents by, in its order."""
     found: list[At] = []
     for rule in policy.rules:
-        own = [At(rule.name, side) for side in SIDES if getattr(rule.own, side) is not None]
-        each = [At(rule.name, side, source) for source, b in rule.sources for side in SIDES if getattr(b, side) is not None]
-        found += own + each
+        each = ((None, rule.own), *rule.sources)
+        found += [At(rule.name, side, of) for of, bounds in each for side in SIDES if getattr(bounds, side) is not None]
     return found
 
 
@@ -83,7 +82,7 @@ def _stops(index: Index, rule: Rule) -> list[float]:
 
 def _rounded(value: float, whole: bool, way: int = 0) -> float:
     """To DIGITS, or down or up to them."""
-    if not value or whole and abs(value) < 10**DIGITS:
+    if not value or (whole and abs(value) < 10**DIGITS):
         return float(value)
     unit = 10.0 ** (np.floor(np.log10(abs(value))) - DIGITS + 1)
     number = {0: np.round, -1: np.floor, 1: np.ceil}[way](value / unit) * unit
