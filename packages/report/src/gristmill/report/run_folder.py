@@ -87,7 +87,7 @@ def collect(run: Path, seed: int = 0) -> ReportData:
 
 
 def _attempt(make: Callable[[], T], tell: bool = False) -> tuple[T | None, Panel]:
-    """What `make` gives, or None and the panel that says why there is nothing; `tell` on stderr what looks like ours."""
+    """What `make` gives, or None and the panel that says why there is nothing; `tell` on stderr what may be ours."""
     try:
         return make(), {}
     except NotThere as absent:
