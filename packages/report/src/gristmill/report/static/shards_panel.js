@@ -75,7 +75,7 @@ function inspectorControls(data, place, go) {
   const artifact = data.artifacts.find((one) => one.dataset === dataset) || data.artifacts.find((one) => one.published) || data.artifacts[0];
   const source = artifact.sources.find((one) => one.name === (now.source || place.source)) || artifact.sources[0];
   const split = now.split || place.split || "train", shards = source?.splits[split] || 1;
-  const pickOne = (label, options, chosen, pick) => h("label", {}, `${label} `, h("select", { onchange: (event) => pick(event.target.value) }, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text))));
+  const pickOne = (label, options, chosen, pick) => h("label", {}, `${label} `, h("select", { "aria-label": label, onchange: (event) => pick(event.target.value) }, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text))));
   const anew = { shard: undefined, at: 0, id: "", document: "" };
   const number = (label, name, least, most, value) => h("label", {}, `${label} `, h("input", { type: "number", name, min: least, max: most, step: 1, value: known(value) ? String(value) : "" }));
   const position = h("form", { class: "choices", onsubmit: (event) => {
