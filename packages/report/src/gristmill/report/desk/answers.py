@@ -155,7 +155,7 @@ def _words(index: Index, rule: Rule) -> list[dict[str, Any]]:
             here = np.isin(index.source, [index.sources.index(name) for name in governs]) & (column.values >= 0)
             counts = np.bincount(column.values[here], minlength=len(words))
             often = [at for at in np.argsort(-counts, kind="stable").tolist() if counts[at]]
-            shown = [words[at] for at in often[:MOST_WORDS]]
+            shown: list[str] = [words[at] for at in often[:MOST_WORDS]]
             shown += [word for word in bounds.allowed if word not in shown]
             numbers: dict[str, int] = dict(zip(words, counts.tolist(), strict=True))
             listed = [{"word": word, "documents": numbers.get(word, 0)} for word in shown]

@@ -16,7 +16,8 @@ STANDING = Rule(NO_TOKENS, "tokens.count", Bounds(min=1.0))
 
 def policy_file(policy: Policy, before: Policy, run: str) -> str:
     """TOML for `datapipe what-if RUN --policy FILE` and for a pipeline; what was changed stands on top."""
-    told = [f"#   {_where(*at)}: {said(was)} -> {said(now)}" for *at, was, now in differences(before, policy)]
+    changes = differences(before, policy)
+    told = [f"#   {_where(rule, of, key)}: {said(was)} -> {said(now)}" for rule, of, key, was, now in changes]
     end = "with these changes:" if told else "as it is."
     lines = [f"# The policy {_text(policy.name)} of the run {_text(run)}, {end}", *told, ""]
     lines += [f"name = {_text(policy.name)}"]
@@ -65,11 +66,8 @@ def _rule(rule: Rule) -> list[str]:
     if rule.keep is not None:
         return [*lines, f"keep = {_text(rule.keep)}", *_missing(rule)]
     lines += [f"{key} = {_value(value)}" for key, value in _bounds(rule.own).items()]
-    return (
-        lines
-        + _missing(rule)
-        + [f"sources.{_key(source)} = {_value(_bounds(bounds))}" for source, bounds in rule.sources]
-    )
+    own = [f"sources.{_key(source)} = {_value(_bounds(bounds))}" for source, bounds in rule.sources]
+    return [*lines, *_missing(rule), *own]
 
 
 def _missing(rule: Rule) -> list[str]:
