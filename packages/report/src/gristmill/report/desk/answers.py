@@ -146,8 +146,8 @@ def _threshold(index: Index, rule: Rule, at: At) -> dict[str, Any]:
 def _words(index: Index, rule: Rule) -> list[dict[str, Any]]:
     """Per group of sources with the same bounds: the words, the most frequent first, and those allowed."""
     column = index.values[rule.column]
-    words: tuple[str, ...] = column.words or ()
-    own = dict(rule.sources)
+    words, own = column.words, dict(rule.sources)
+    assert words is not None
     groups: list[dict[str, Any]] = []
     for source in (None, *own):
         bounds, governs = rule.own if source is None else own[source], governed(index, rule, At(rule.name, "", source))
@@ -155,7 +155,7 @@ def _words(index: Index, rule: Rule) -> list[dict[str, Any]]:
             here = np.isin(index.source, [index.sources.index(name) for name in governs]) & (column.values >= 0)
             counts = np.bincount(column.values[here], minlength=len(words))
             often = [at for at in np.argsort(-counts, kind="stable").tolist() if counts[at]]
-            shown: list[str] = [words[at] for at in often[:MOST_WORDS]]
+            shown = [words[at] for at in often[:MOST_WORDS]]
             shown += [word for word in bounds.allowed if word not in shown]
             numbers: dict[str, int] = dict(zip(words, counts.tolist(), strict=True))
             listed = [{"word": word, "documents": numbers.get(word, 0)} for word in shown]
