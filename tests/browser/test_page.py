@@ -3,14 +3,11 @@ away from it, and what it does for keys, narrow windows and print."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
-from tests.support.browser import page_of, picture, serving
+from tests.support.browser import page_of, picture
 
 from gristmill.report.page import build
 
