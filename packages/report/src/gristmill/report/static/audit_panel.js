@@ -82,5 +82,5 @@ function injectionFigure(rubric) {
       { head: "most on", cell: (row) => { const one = most(row); return one ? `${words(one[0])} ${signed(one[1].value, 2)}` : "–"; } },
       { head: "flagged", number: true, cell: (row) => percent(row.flagged), value: (row) => row.flagged },
       { head: "cut", number: true, cell: (row) => percent(row.cut), value: (row) => row.cut },
-    ], attacks, { class: "measures" }));
+    ], attacks, { class: "measures", at_once: 20 }));
 }

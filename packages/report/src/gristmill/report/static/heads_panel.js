@@ -17,7 +17,7 @@ function panelHeads(data, state, change) {
     split && splitFigures(split),
     bundle.exits && exitsFigure(bundle.exits, split?.name, bundle.calibration),
     h("h3", {}, "Thresholds by source"),
-    bundle.calibration.groups ? calibrationTable(bundle.calibration) : absent(bundle.calibration),
+    bundle.calibration.groups ? calibrationTable(bundle.calibration, bundle.training.judge_shipped) : absent(bundle.calibration),
     h("h3", {}, "Drift"),
     data.drift.sources ? driftTable(data.drift.sources.filter((row) => row.rubric === bundle.name)) : absent(data.drift),
     h("h3", {}, "The card"),
@@ -174,7 +174,7 @@ function exitsFigure(exits, wanted, calibration) {
 
 const operatingText = (now, all) => `${percent(now.exits)} of ${count(all.n)} unlabelled documents exit early, which saves ${percent(now.saved)} of running all to the judge; ${count(all.oracle.errors)} of ${count(all.oracle.n)} good documents of split certify were lost (${percent(now.lost)}, at most ${percent(now.upper)}).`;
 
-function calibrationTable(data) {
+function calibrationTable(data, judged) {
   const drops = (found) => (found && found.n ? [percent(found.errors, found.n), h("span", { class: "interval-text" }, `${count(found.errors)} of ${count(found.n)}, at most ${percent(found.upper)}`)] : "–");
   return [
     thresholdNote(),
@@ -189,7 +189,7 @@ function calibrationTable(data) {
       { head: "false drops, oracle", number: true, cell: (row) => drops(row.oracle) },
       { head: "false drops, judge", number: true, cell: (row) => drops(row.judge) },
     ], data.groups, { class: "measures" }),
-    h("p", { class: "certificate" }, certificateText(data.certificate)),
+    h("p", { class: "certificate" }, judged === false && h("b", {}, "These heads have no judge, so nothing exits early and tau_drop is not used. "), certificateText(data.certificate)),
   ];
 }
 

@@ -79,14 +79,14 @@ function sourceScores(data, head, source, unit) {
 // What a threshold keeps its word on, short enough to stand at its line.
 function promised(key, tau, promise) {
   const at = `${key} ${decimal(tau, 3)}`, rate = (value) => percent(value).replace(".0", "");
-  if (!promise) return `${at}: nothing promised`;
+  if (!promise) return `${at}: no promise for this source`;
   if (key === "tau_keep") return `${at}: keeps ${rate(promise.target)}`;
   if (promise.mode !== "certified") return `${at}: uncertified, ${rate(promise.max_false_drop)} of good lost in expectation`;
   return `${at}: at most ${rate(promise.max_false_drop)} of good lost, ${rate(promise.confidence)} sure${promise.own ? "" : ", pooled"}`;
 }
 
 function promiseSentence(key, promise) {
-  if (!promise) return "The thresholds are of none of this run's heads, so nothing is known of what they promise.";
+  if (!promise) return "Nothing is promised: calibration never saw this source (it has the tau_keep of all, and no exits), or the thresholds are of none of this run's heads.";
   if (key === "tau_keep") return `Set on ${count(promise.n)} unlabelled documents of this source to keep ${percent(promise.target)} of the ${promise.keep_by}; elsewhere it keeps ${percent(promise.keep_ci95?.[0])} to ${percent(promise.keep_ci95?.[1])} (95 % interval).`;
   const seen = promise.good ? `Of the ${count(promise.good)} graded documents of this source that the oracle would keep ${count(promise.lost)} lie below it: at most ${percent(promise.upper)} do, with ${percent(promise.confidence)} confidence.` : "No graded document of this source was good enough to count false drops.";
   if (promise.mode !== "certified") return `Not certified: ${percent(promise.max_false_drop)} of the good documents are lost in expectation, without a bound${promise.pool ? ` (${count(promise.pool.n_good)} good documents of ${promise.pool.sources.length} sources together)` : ""}. ${seen}`;
@@ -101,13 +101,13 @@ function probeAgainstJudge(found, promise) {
   const drops = found.false_drops;
   const marks = [
     known(found.tau_drop) && [s("line", { class: "mark tau_drop", x1: x(found.tau_drop), x2: x(found.tau_drop), y1: box[1] - 10, y2: box[3] }), s("text", { class: "mark-label", x: x(found.tau_drop) + 4, y: box[1] - 4 }, promised("tau_drop", found.tau_drop, promise))],
-    known(found.tau_keep) && [s("line", { class: "mark", x1: box[0], x2: box[2], y1: y(found.tau_keep), y2: y(found.tau_keep) }), s("text", { class: "mark-label", x: box[2] - 4, y: y(found.tau_keep) - 5, "text-anchor": "end" }, promised("tau_keep", found.tau_keep, promise))],
+    known(found.tau_keep) && [s("line", { class: "mark", x1: box[0], x2: box[2], y1: y(found.tau_keep), y2: y(found.tau_keep) }), s("text", { class: "mark-label", x: box[0] + 4, y: y(found.tau_keep) - 5 }, promised("tau_keep", found.tau_keep, promise))],
   ];
   const quadrants = found.quadrants, side = (name, key, gone) => ({ name, kept: quadrants[`${key}_kept`], not: quadrants[`${key}_not`], gone });
   return [
     h("p", { class: "lead" }, `${count(found.judged)} of ${count(found.scored)} scored documents${found.source ? ` of ${found.source}` : ""} have both scores; Spearman's rank correlation ${decimal(found.spearman, 3)} (n = ${count(found.judged)}). `,
       h("b", {}, `${count(found.exits)} exited early`), `, ${count(found.audited)} of them were judged all the same; ${count(found.unjudged)} have no judge's score.`),
-    figure(`Documents by probe's and judge's score, ${found.bins} by ${found.bins} bins, n = ${count(found.judged)}; the darker, the more (by the logarithm; up to ${count(most)}). ${found.source ? "Lines are this source's thresholds." : "Thresholds are each source's own: choose a source to see them as lines."} The few beyond the axes are in the outermost bins.`,
+    figure(`Documents by probe's and judge's score, ${found.bins} by ${found.bins} bins, n = ${count(found.judged)}; the stronger the colour, the more (by the logarithm; up to ${count(most)}). ${found.source ? "Lines are this source's thresholds." : "Thresholds are each source's own: choose a source to see them as lines."} The few beyond the axes are in the outermost bins.`,
       svg(width, height, "Judge's score over the probe's",
         axes(box, x, y, ticks(found.x[0], found.x[1], 5), ticks(found.y[0], found.y[1], 5), "probe score", "judge score", (tick) => decimal(tick, 3), (tick) => decimal(tick, 3)),
         found.cells.map(([column, row, n]) => s("rect", { class: "fill-kept", "fill-opacity": (0.12 + 0.88 * (Math.log1p(n) / Math.log1p(most))).toFixed(2), x: x(found.x[0] + column * stepX), y: y(found.y[0] + (row + 1) * stepY), width: x(found.x[0] + stepX) - x(found.x[0]), height: y(found.y[0]) - y(found.y[0] + stepY) },
