@@ -14,7 +14,7 @@ from gristmill.report.asked import Asked
 from gristmill.report.desk import answers as desk
 from gristmill.report.heads import questions as scores
 from gristmill.report.live_run import LiveFolder, LiveRun
-from gristmill.report.reading import browse, clusters, contamination, document, funnel
+from gristmill.report.reading import questions as reading
 from gristmill.report.run_folder import Panel, panel_of
 from gristmill.report.shards import inspector
 from gristmill.report.training import questions as about_trainings
@@ -23,15 +23,7 @@ Question = Callable[[LiveRun, Asked], Panel]
 FolderQuestion = Callable[[LiveFolder, Asked], Panel]
 
 QUESTIONS: dict[str, Question] = {
-    "choices": browse.choices,
-    "documents": browse.documents,
-    "document": document.document,
-    "funnel_by_language": funnel.funnel,
-    "clusters": clusters.clusters,
-    "cluster": clusters.cluster,
-    "difference": clusters.difference,
-    "contamination": contamination.contamination,
-    "contamination_matches": contamination.matches,
+    **reading.QUESTIONS,
     "score_histogram": scores.histogram,
     "probe_judge": scores.probe_and_judge,
     "shard_window": inspector.window,
@@ -51,6 +43,7 @@ FOLDER_QUESTIONS: dict[str, FolderQuestion] = {
 }
 """Of several runs, asked by the page over all of them."""
 AT_FIRST: tuple[tuple[str, dict[str, str]], ...] = (
+    *reading.AT_FIRST,
     ("probe_judge", {}),
     ("shard_window", {}),
     ("shard_facts", {}),
