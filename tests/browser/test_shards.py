@@ -71,6 +71,7 @@ def test_a_window_and_what_it_leads_to(browser: Browser, address: str, scheme: s
         page.keyboard.press("ArrowRight")
         found = page.evaluate("() => answers.get('shard_window?')")
         assert f"id {found['ids'][1]}" in told.inner_text().replace("\n", " ")
+        assert "null" not in told.inner_text() and page.locator(f"{TOKENS} .pointed").count() == 1
         page.keyboard.press("PageDown")
         page.wait_for_function(
             "() => document.querySelector('#artifacts .window-head').textContent.includes('Tokens 256 to')"

@@ -108,13 +108,13 @@ function shardWindow(now, place, go) {
   const box = h("div", { class: `tokens ${place.view}`, tabindex: "0", role: "group", "aria-label": `tokens ${count(now.at)} to ${count(stop - 1)} as ${place.view}` });
   const chips = new Map(); // index of a token -> its element
   const select = (index) => {
-    box.querySelector(".chosen")?.classList.remove("chosen");
-    chips.get(index)?.classList.add("chosen");
+    box.querySelector(".pointed")?.classList.remove("pointed");
+    chips.get(index)?.classList.add("pointed");
     const run = now.runs?.find((one) => one.start <= index && index < one.end);
     box.dataset.chosen = index;
-    detail.replaceChildren(h("span", {}, "token ", h("b", {}, (now.at + index).toLocaleString("en-US"))), h("span", {}, "id ", h("b", {}, String(now.ids[index]))), now.bytes?.[index] && h("span", {}, "bytes ", h("code", {}, now.bytes[index])),
+    detail.replaceChildren(...[h("span", {}, "token ", h("b", {}, (now.at + index).toLocaleString("en-US"))), h("span", {}, "id ", h("b", {}, String(now.ids[index]))), now.bytes?.[index] && h("span", {}, "bytes ", h("code", {}, now.bytes[index])),
       run && h("span", {}, run.name ? "special " : run.text === undefined ? "no text by itself" : run.end - run.start > 1 ? `tokens ${run.start + now.at} to ${run.end - 1 + now.at} together ` : "text ", h("code", {}, run.name ?? (run.text === undefined ? "" : JSON.stringify(run.text)))),
-      h("span", {}, "document ", h("span", { class: "id" }, owner(index)?.id)), now.learnt && !now.learnt[index] && h("span", {}, "not learnt from"));
+      h("span", {}, "document ", h("span", { class: "id" }, owner(index)?.id)), now.learnt && !now.learnt[index] && h("span", {}, "not learnt from")].filter(Boolean));
   };
   for (const run of now.runs || now.ids.map((_, index) => ({ start: index, end: index + 1 }))) {
     const begins = now.documents.find((one) => one.start === now.at + run.start);
@@ -123,7 +123,7 @@ function shardWindow(now, place, go) {
       const text = run.name ?? run.text ?? (run.bytes ? `‹${run.bytes}›` : String(now.ids[index])), own = index === run.start ? text : "";
       const kind = ["token", run.name !== undefined ? "special" : run.text === undefined ? "bytes" : null, (now.runs ? run.start : index) % 2 ? "odd" : null, now.learnt && !now.learnt[index] ? "unlearnt" : null];
       const chip = h("span", { class: kind.filter(Boolean).join(" "), "data-index": index },
-        place.view === "ids" || !now.runs ? String(now.ids[index]) : place.view === "both" ? [h("span", { class: "piece" }, own || "…"), h("span", { class: "number" }, String(now.ids[index]))] : own);
+        place.view === "ids" || !now.runs ? String(now.ids[index]) : place.view === "both" ? [h("span", { class: "piece" }, own.replaceAll("\n", "↵").replaceAll("\t", "→") || "…"), h("span", { class: "number" }, String(now.ids[index]))] : own);
       chips.set(index, chip);
       box.append(chip, place.view === "text" && now.runs ? "" : " ");
     }
