@@ -5,7 +5,7 @@ const routerViews = new Map();
 function routerParts(prefix) {
   if (!routerViews.has(prefix)) routerViews.set(prefix, { step: null, run: null, layer: null });
   const view = routerViews.get(prefix), served = isServed();
-  const maps = h("div", {}), over = h("div", {}), slider = h("div", {}), place = h("div", { class: "routers" }, h("h3", {}, "Routers at a step"), heatLegend(), slider, maps, over);
+  const maps = h("div", {}), over = h("div", {}), slider = h("div", {}), place = h("div", { class: "routers answer" }, h("h3", {}, "Routers at a step"), heatLegend(), slider, maps, over);
   let last = "", shown = "", reach = "";
 
   async function showMaps() {
@@ -15,7 +15,7 @@ function routerParts(prefix) {
     if (JSON.stringify(answer) === last) return;
     last = JSON.stringify(answer);
     if (here(answer)) drawSlider(answer.runs);
-    maps.replaceChildren(...(here(answer) ? drawn(() => h("div", { class: "columns" }, answer.runs.map(routerMap))) : [absent(answer)]).flat(Infinity).filter(Boolean));
+    maps.replaceChildren(...[here(answer) ? drawn(() => h("div", { class: "columns" }, answer.runs.map(routerMap))) : absent(answer)].flat(Infinity).filter(Boolean));
   }
 
   // Kept while it is dragged; a run that goes on only moves its end.
@@ -41,7 +41,7 @@ function routerParts(prefix) {
     if (!answer || JSON.stringify([answer, last]) === shown) return;
     shown = JSON.stringify([answer, last]);
     if (answer.missing) return over.replaceChildren();
-    steady(over, () => over.replaceChildren(...(here(answer) ? drawn(() => expertsOver(answer)) : [absent(answer)]).flat(Infinity).filter(Boolean)));
+    steady(over, () => over.replaceChildren(...[here(answer) ? drawn(() => expertsOver(answer)) : absent(answer)].flat(Infinity).filter(Boolean)));
   }
 
   function expertsOver(told) {
@@ -61,7 +61,7 @@ function routerParts(prefix) {
     ];
   }
 
-  showMaps().then(showOver);
+  showMaps().then(showOver).then(() => { place.dataset.answered = "true"; });
   followers.set(place, () => showMaps().then(showOver));
   return place;
 }

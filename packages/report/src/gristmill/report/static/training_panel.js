@@ -121,7 +121,7 @@ function curveParts(prefix, names) {
     if (answer) steady(place, () => place.replaceChildren(...[here(answer) ? drawn(() => draw(answer)) : absent(answer)].flat(Infinity).filter(Boolean)));
   }
   const parts = [["main", charts, main], ["norms", norms, normCharts], ["routers", routers, routerCharts]];
-  const change = () => { drawControls(); parts.forEach(([key, place, draw]) => group(key, place, draw)); };
+  const change = () => { drawControls(); return Promise.all(parts.map(([key, place, draw]) => group(key, place, draw))); };
   const redraw = () => { drawControls(); parts.forEach(([key, place, draw]) => show(key, place, draw)); };
 
   function drawControls() {
@@ -211,8 +211,8 @@ function curveParts(prefix, names) {
     ];
   }
 
-  change();
-  const element = h("div", { class: "curves" }, controls, !served && h("p", { class: "note" }, "This file holds the whole runs, thinned; report open zooms into them."), charts, norms, routers);
+  const element = h("div", { class: "curves answer" }, controls, !served && h("p", { class: "note" }, "This file holds the whole runs, thinned; report open zooms into them."), charts, norms, routers);
+  change().then(() => { element.dataset.answered = "true"; });
   followers.set(element, () => { if (!together.dragging) parts.forEach(([key, place, draw]) => group(key, place, draw)); });
   return element;
 }

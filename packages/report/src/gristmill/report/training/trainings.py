@@ -19,8 +19,8 @@ UNDER_WAY = re.compile(r"-[0-9a-f]{8,}$")  # a node's identity, behind its name
 
 
 def of_run(run: Path) -> dict[str, Path]:
-    """Of a pipeline's run, one that is still under way (.work/train_NAME-IDENTITY) too; or the one training whose folder
-    it is.
+    """Of a pipeline's run, those under way (.work/train_NAME-IDENTITY) too; or the one training whose
+    folder it is.
 
     Raises:
         NotThere: it has none.
