@@ -111,7 +111,7 @@ def test_a_spike_is_drawn_and_read_by_the_crosshair(browser: Browser, served: st
     with page_of(browser, served) as page:
         page.wait_for_function(SETTLED)
         page.get_by_role("group", name="Over").get_by_role("button", name="steps").click()
-        expect(loss_chart(page)).to_contain_text("step")
+        expect(loss_chart(page).locator("text.label").first).to_have_text("step")
         expect(loss_chart(page).locator(".beyond title", has_text=f"{spiked:.4g}")).to_have_count(1)
         page.locator("#training").get_by_role("button", name="everything").click()
         expect(loss_chart(page).locator(".beyond")).to_have_count(0)
@@ -127,6 +127,7 @@ def test_a_spike_is_drawn_and_read_by_the_crosshair(browser: Browser, served: st
         assert box
         page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 30)
         expect(norm.locator(".readout")).to_have_text("step 1,234: filtered 1.411 raw 1.411")
+        expect(loss_chart(page).locator(".readout")).to_contain_text(f"({spiked:.4g} at 1,234)")
         expect(loss_chart(page).locator(".pointer line")).to_have_count(1)  # the others follow
         page.get_by_role("button", name="Reset").click()
         expect(page.locator("#training")).to_contain_text("filtered (n = 3,000 steps)")
@@ -136,7 +137,7 @@ def test_a_window_is_dragged_and_runs_are_chosen(browser: Browser, served: str) 
     with page_of(browser, served) as page:
         page.wait_for_function(SETTLED)
         page.get_by_role("group", name="Over").get_by_role("button", name="steps").click()
-        expect(page.locator("#training .window")).to_contain_text("From, steps")
+        expect(loss_chart(page).locator("text.label").first).to_have_text("step")
         catcher = loss_chart(page).locator(".catcher")
         catcher.scroll_into_view_if_needed()
         box = catcher.bounding_box()

@@ -49,14 +49,18 @@ function curveChart({ series, marks = [], width = 440, height = 240, xLabel, yLa
       tip(`${one.name}: ${decimal(value)} at ${short(at)}, beyond this axis`))),
     chosen, pointer, catcher);
   const place = h("div", { class: "curve" }, chart, readout);
+  const placed = (at) => (highX - lowX < 100 ? decimal(at) : Math.round(at).toLocaleString("en-US"));
   const valueAt = (event) => { const area = chart.getBoundingClientRect(); return clamp(lowX + (((event.clientX - area.left) * width) / area.width - box[0]) / (box[2] - box[0]) * (highX - lowX), lowX, highX); };
   place.hover = (at) => {
     if (at === null || at < lowX || at > highX) { pointer.replaceChildren(); readout.textContent = ""; return; }
     const near = drawn.map((one) => ({ one, index: nearest(one.x, at) })).filter(({ one, index }) => index >= 0 && Math.abs(x(one.x[index]) - x(at)) < 40);
     pointer.replaceChildren(s("line", { x1: x(at), x2: x(at), y1: box[1], y2: box[3] }),
       ...near.map(({ one, index }) => s("circle", { class: `fill-${one.color}`, cx: x(one.x[index]), cy: inside(one.y[index]), r: 3.5 })));
-    readout.replaceChildren(visible(`${xLabel === "step" ? "step " : ""}${decimal(at, 6)}${xLabel === "step" ? "" : ` ${xLabel}`}: `), ...near.map(({ one, index }) =>
-      h("span", { class: "reading" }, s("svg", { width: 9, height: 9, "aria-hidden": "true" }, s("rect", { class: `fill-${one.color}`, width: 9, height: 9 })), ` ${one.name} ${decimal(one.y[index])}`)));
+    const seen = near.length ? near[0].one.x[near[0].index] : at;
+    readout.replaceChildren(visible(xLabel === "step" ? `step ${placed(seen)}:` : `${placed(seen)} ${xLabel}:`), ...near.map(({ one, index }) => {
+      const raw = one.faint ? nearest(one.faint.x, at) : -1;
+      return h("span", { class: "reading" }, s("svg", { width: 9, height: 9, "aria-hidden": "true" }, s("rect", { class: `fill-${one.color}`, width: 9, height: 9 })), ` ${one.name} ${decimal(one.y[index])}`, raw >= 0 && ` (${decimal(one.faint.y[raw])} at ${placed(one.faint.x[raw])})`);
+    }));
   };
   if (!together) return chart;
   together.charts.add(place);

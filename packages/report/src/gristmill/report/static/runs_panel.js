@@ -32,7 +32,7 @@ function panelOverlay(data) {
 
 function panelSettings() {
   const place = answered("folder_settings", {}, (told) => [
-    h("p", { class: "lead" }, `${count(told.rows.length + told.more)} settings differ among ${count(told.names.length)} trainings, ${count(told.same)} are the same in all; output folders are left out.${told.more ? ` The first ${count(told.rows.length)} are shown.` : ""}`),
+    h("p", { class: "lead" }, `${count(told.rows.length + told.more)} setting${told.rows.length + told.more === 1 ? " differs" : "s differ"} among ${count(told.names.length)} trainings, ${count(told.same)} are the same in all; output folders are left out.${told.more ? ` The first ${count(told.rows.length)} are shown.` : ""}`),
     table("Settings that differ", [
       { head: "setting", class: "name", cell: (row) => h("code", {}, row.setting), value: (row) => row.setting },
       ...told.names.map((name, index) => ({ head: name, cell: (row) => row.values[index] ?? "–" })),

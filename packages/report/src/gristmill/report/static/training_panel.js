@@ -73,7 +73,8 @@ function costColumns(runs) {
 
 function alarmTable(run) {
   const more = run.alarms.count - run.alarms.shown.length;
-  return figure(`Alarms of run ${run.name}, the newest first${more > 0 ? `; ${count(more)} earlier ones are in events.jsonl` : ""}.`,
+  const layered = run.alarms.shown.some((alarm) => ["router_collapse", "dead_experts"].includes(alarm.alarm));
+  return figure(`Alarms of run ${run.name}, the newest first${more > 0 ? `; ${count(more)} earlier ones are in events.jsonl` : ""}.${layered ? " Layers named there are counted from 0 among those that have experts." : ""}`,
     table(`Alarms of ${run.name}`, [
       { head: "step", number: true, cell: (alarm) => count(alarm.step), value: (alarm) => alarm.step },
       { head: "alarm", cell: (alarm) => h("b", {}, words(alarm.alarm)), value: (alarm) => alarm.alarm },
@@ -156,7 +157,7 @@ function curveParts(prefix, names) {
     const unit = SMALLER[units[0]] || "loss";
     const held = (run, series) => ({ name: run.name, color: color(run.name), dots: true, ...(run.held_out.unit === units[0] && series ? series : { x: [], y: [] }) });
     return [
-      figure([`Training loss of ${runs.map((run) => `${run.name} (n = ${count(run.inside)} steps${run.inside < run.steps ? ` of ${count(run.steps)}` : ""})`).join(", ")}. Strong: a running mean over about ${[...new Set(runs.map((run) => count(run.span)))].join(" or ")} steps; faint: the steps themselves, of which ${count(answer.points)} points are drawn that keep every stretch’s least and greatest. `, eventLegend(runs), " Triangles at the edge mark values beyond it."],
+      figure([`Training loss of ${runs.map((run) => `${run.name} (n = ${count(run.inside)} steps${run.inside < run.steps ? ` of ${count(run.steps)}` : ""})`).join(", ")}. Strong: a running mean over about ${[...new Set(runs.map((run) => count(run.span)))].join(" or ")} steps; faint: the steps themselves, of which ${count(answer.points)} points are drawn that keep every stretch’s least and greatest. `, eventLegend(runs), " Triangles at the edge mark values beyond it. The crosshair tells the mean, and in brackets the nearest step drawn."],
         shown, chart(answer, runs.map((run) => ({ ...one(run, "smooth"), faint: run.series.loss })), "loss, nats per token", { width: 880, height: 280, marks })),
       units.length > 0 && figure(`Held-out ${unit} during training, on each run's own held-out split${units.length > 1 ? " (of the runs that tell it in this unit)" : ""}. These are other documents for each run unless their data is the same: the lines show progress, not which run is better.`,
         shown.cloneNode(true), chart(answer, runs.map((run) => held(run, run.held_out.all)), unit, { width: 880, height: 220 })),
