@@ -20,11 +20,11 @@ function crosshair(zoom) {
 }
 
 // series: [{name, color, x, y, faint: {x, y}, band: {low, high}, dots, dashed}]; marks: [{x, kind, text, step}].
-function curveChart({ series, marks = [], width = 440, height = 240, xLabel, yLabel, range, log = false, all = false, together, from, to }) {
+function curveChart({ series, marks = [], width = 440, height = 240, xLabel, yLabel, log = false, all = false, together, from, to }) {
   const box = [58, 26, width - 14, height - 42];
   const drawn = series.filter((one) => one.x.length);
   const xs = drawn.flatMap((one) => [one.x[0], one.x.at(-1)]);
-  const lowX = from ?? (xs.length ? Math.min(...xs, known(range) ? range[0] : Infinity) : 0), highX = to ?? (xs.length ? Math.max(...xs) : 1);
+  const lowX = from ?? (xs.length ? Math.min(...xs) : 0), highX = Math.max(to ?? (xs.length ? Math.max(...xs) : 1), lowX + 1e-9);
   const [lowY, highY] = heights(drawn, log, all);
   const x = scale(lowX, highX, box[0], box[2]);
   const y = log ? (value) => scale(Math.log10(lowY), Math.log10(highY), box[3], box[1])(Math.log10(Math.max(value, 1e-300))) : scale(lowY, highY, box[3], box[1]);

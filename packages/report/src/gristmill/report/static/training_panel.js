@@ -119,7 +119,7 @@ function curveParts(prefix, names) {
   }
   function show(key, place, draw) {
     const answer = told[key];
-    if (answer) steady(place, () => place.replaceChildren(...[here(answer) ? drawn(() => draw(answer)) : absent(answer)].flat(Infinity).filter(Boolean)));
+    if (answer) steady(place, () => place.replaceChildren(...[here(answer) ? drawn(() => draw(answer)) : key === "main" && absent(answer)].flat(Infinity).filter(Boolean)));
   }
   const parts = [["main", charts, main], ["norms", norms, normCharts], ["routers", routers, routerCharts]];
   const change = () => { drawControls(); return Promise.all(parts.map(([key, place, draw]) => group(key, place, draw))); };
@@ -145,7 +145,8 @@ function curveParts(prefix, names) {
   }
 
   const visibleRuns = (answer) => answer.runs.filter((run) => !view.hidden.has(run.name));
-  const chart = (answer, series, yLabel, more = {}) => curveChart({ series, yLabel, xLabel: X_LABELS[answer.axis], log: view.log, all: view.all, together, from: view.from, to: view.to, ...more });
+  const reach = (answer, end, most) => { const ends = answer.runs.map((run) => run.reach?.[end]).filter(known); return ends.length ? most(...ends) : null; };
+  const chart = (answer, series, yLabel, more = {}) => curveChart({ series, yLabel, xLabel: X_LABELS[answer.axis], log: view.log, all: view.all, together, from: view.from ?? reach(answer, 0, Math.min), to: view.to ?? reach(answer, 1, Math.max), ...more });
   const one = (run, key) => ({ name: run.name, color: color(run.name), ...run.series[key] });
   const has = (runs, key) => runs.some((run) => run.series[key]?.x.length);
 
