@@ -32,7 +32,7 @@ def test_a_count_of_the_funnel_leads_to_its_documents_by_mouse_and_by_keyboard(b
     selection, documents = table(run, "selection"), table(run, "documents")
     reason, source = selection["reason"].to_pylist(), documents["source"].to_pylist()
     with serving(run) as address, page_of(browser, address) as page:
-        link = page.locator("#funnel tr", has_text="exact duplicate").locator("a.lead-to").nth(-1)
+        link = page.locator("#funnel table.funnel tr", has_text="exact duplicate").locator("a.lead-to").nth(-1)
         link.focus()
         page.keyboard.press("Enter")
         dropped = reason.count("exact_duplicate")
@@ -131,7 +131,7 @@ def test_hostile_documents_stay_text_on_the_live_page(browser, hostile: Path) ->
         expect(page.locator("#browse .document .pager")).to_contain_text("Part 417 of 417")
         for select in ("source", "language", "rule", "sort"):
             options = page.locator(f"#browse select[name={select}] option")
-            for at in range(1, min(options.count(), 5)):
+            for at in (1, 2)[: options.count() - 1]:
                 page.locator(f"#browse select[name={select}]").select_option(index=at)
                 expect(page.locator("#browse [data-question=documents]")).to_have_attribute("data-answered", "true")
             page.locator("#browse button", has_text="Clear").click()

@@ -158,12 +158,11 @@ def make_hostile(run: Path, megabytes: int = 10) -> Path:
 
 
 def _replace(path: Path, old: pa.Table | None = None, **columns: Any) -> None:
-    old = pq.read_table(path) if old is None else old
+    new = pq.read_table(path) if old is None else old
     for name, values in columns.items():
-        old = old.set_column(
-            old.column_names.index(name), name, values if isinstance(values, pa.Array) else pa.array(values)
-        )
-    pq.write_table(old, path)
+        array = values if isinstance(values, pa.Array) else pa.array(values)
+        new = new.set_column(new.column_names.index(name), name, array)
+    pq.write_table(new, path)
 
 
 def _folder(path: Path) -> Path:

@@ -128,7 +128,7 @@ class Rows:
         def encode(array: Any) -> Any:
             coded = _bytes(array).dictionary_encode()
             coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-            known = [names.setdefault(decoded(name), len(names)) for name in coded.dictionary.to_pylist()]
+            known = [names.setdefault(str(decoded(name)), len(names)) for name in coded.dictionary.to_pylist()]
             indices = pc.fill_null(coded.indices, pa.scalar(-1, coded.indices.type)).to_numpy(zero_copy_only=False)
             return pa.array(np.array([*known, -1], dtype=np.int32)[indices])
 
@@ -233,7 +233,7 @@ def _numpy(array: Any) -> Array:
 
 
 def decoded(text: bytes | None) -> str | None:
-    """Text that may be none: Parquet checks no UTF-8, so other programs' files may hold bytes that stand for nothing."""
+    """Text that may be none. Parquet checks no UTF-8: files of other programs may hold bytes that stand for nothing."""
     return None if text is None else text.decode("utf-8", "replace")
 
 

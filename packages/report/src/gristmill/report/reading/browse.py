@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from gristmill.report.asked import Asked, AskedWrong
 from gristmill.report.columns import Array, Labels, open_file
@@ -18,8 +18,9 @@ from gristmill.report.live_run import LiveRun
 from gristmill.report.reading import rules, samples, texts
 from gristmill.report.reading.catalogue import NO_LABEL, OUTCOMES, Catalogue, catalogue
 
+pc: Any = pyarrow.compute  # its functions are made at run time, which a type checker cannot see
 BATCH = 128  # rows that are decoded at once, since a text may be large
-LOOK = 96_000_000  # bytes that one answer looks at
+LOOK = 256_000_000  # bytes that one answer looks at
 ON_A_PAGE, NAMES = 20, 400
 LINE = 220  # characters of a document in a list
 

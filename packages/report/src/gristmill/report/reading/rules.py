@@ -116,10 +116,10 @@ def failing(rule: Mapping[str, Any], rows: Rows, source: Labels, reason: Labels)
     if rule["keep"] is not None:
         codes, names = reason
         return codes == (names.index(rule["name"]) if rule["name"] in names else -2)
-    folder, name = rule["key"].rsplit("/", 1)
-    column = next(one for one in rows.columns if (one.folder, one.name) == (folder, name))
+    column = next(one for one in rows.columns if f"{one.folder}/{one.name}" == rule["key"])
+    folder, name = column.folder, column.name
     labels = rows.labels(folder, name) if column.kind == "label" else None
-    values = rows.numbers(folder, name) if labels is None else None
+    values = rows.numbers(folder, name) if labels is None else np.empty(0)
     failed = np.zeros(rows.total, dtype=bool)
     for code, label in enumerate(source[1]):
         bounds = rule["sources"].get(label)

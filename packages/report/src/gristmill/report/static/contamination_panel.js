@@ -20,7 +20,7 @@ function panelContamination(data, state, change) {
         h("div", { class: "choices" },
           choice("Show", [["matched", `matches (${count(found.matched)})`], ["touched", `all that share anything (${count(found.touched)})`]], which, (value) => change({ matches: value, matches_at: 0 })),
           isServed() && h("label", {}, "of the set ", h("select", { onchange: (event) => change({ set_matched: event.target.value, matches_at: 0 }) }, [["", "any"], ...found.sets.map((one) => [one.name, one.name])].map(([value, text]) => h("option", { value, selected: value === asked.set }, text))))),
-        !found.texts && h("p", { class: "note" }, "The run keeps no text of evaluation items, so only the document's side is shown. ", h("code", {}, "datapipe contamination RUN --sets FOLDER --json > RUN/contamination/report.json"), " writes the items of the strongest matches into it; an index of hashes, as the bundled one, has no text."),
+        !found.texts && h("p", { class: "note" }, "The run keeps no text of evaluation items, so only the document's side is shown. ", h("code", {}, "mkdir -p RUN/contamination && datapipe contamination RUN --sets FOLDER --json > RUN/contamination/report.json"), " writes the items of the strongest matches into it; an index of hashes, as the bundled one, has no text."),
         answered("contamination_matches", isServed() ? asked : { which }, (page) => matchList(page, asked, change), "contamination_matches"),
       ],
     ];

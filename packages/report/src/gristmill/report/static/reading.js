@@ -97,7 +97,7 @@ const boundsOf = (rule, document) => (Object.hasOwn(rule.sources, document.sourc
 function otherValues(document, rules) {
   const asked = new Set(askedOf(document, rules).map((rule) => rule.key)), stages = new Map();
   for (const [key, value] of Object.entries(document.values)) {
-    const [stage, column] = key.split("/").slice(-2);
+    const [, stage, ...rest] = key.split("/"), column = rest.join("/"); // a column may be called anything
     if (!asked.has(key)) stages.set(stage, [...(stages.get(stage) || []), [column, value]]);
   }
   return [...stages].map(([stage, values]) => h("dl", {}, h("div", { class: "stage-name", title: stage }, stage),
