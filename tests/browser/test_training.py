@@ -246,3 +246,18 @@ def test_many_runs_are_listed_overlaid_and_their_settings_told(browser: Browser,
         page.locator("#runs a", has_text="random-drop-seed1").click()
         expect(page.locator("h1")).to_contain_text("random-drop-seed1")
         expect(page.locator("#training")).to_contain_text("random-drop-seed1 (n = 600 steps)")
+
+
+def test_of_more_runs_than_can_be_overlaid_some_are_chosen(browser: Browser, tmp_path: Path) -> None:
+    for number in range(14):
+        write_log(tmp_path / f"run{number:02}", events(number, 20), card(0))
+    with serving(tmp_path) as address, page_of(browser, address) as page:
+        page.wait_for_function(SETTLED)
+        runs = page.locator("#overlay .toggles")
+        expect(runs.locator("button[aria-pressed=true]")).to_have_count(6)
+        runs.get_by_role("button", name="run13").click()
+        runs.get_by_role("button", name="run00").click()
+        caption = page.locator("#overlay .curves figcaption").first
+        expect(caption).to_contain_text("run13 (n = 20 steps)")
+        expect(caption).not_to_contain_text("run00")
+        expect(runs.locator("button[aria-pressed=true]")).to_have_count(6)

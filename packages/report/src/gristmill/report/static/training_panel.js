@@ -103,9 +103,10 @@ function curveParts(prefix, names) {
   if (!curveViews.has(prefix)) curveViews.set(prefix, { axis: "tokens", from: null, to: null, log: false, all: false, hidden: new Set(), asked: null, run: null });
   const view = curveViews.get(prefix), served = isServed();
   const controls = h("div", { class: "choices" }), charts = h("div", {}), norms = h("div", {}), routers = h("div", {}), told = {}, drawnAs = {};
-  const few = names.length <= 12;
+  const few = names.length <= 12 || !served; // more are asked for by name
+  view.asked = few ? null : (view.asked || names.slice(0, 6)).filter((name) => names.includes(name));
   const asks = (group) => ({ group: group === "main" ? null : group, axis: view.axis === "tokens" ? null : view.axis, from: view.from, to: view.to,
-    runs: few ? null : (view.asked ||= names.slice(0, 6)).join("\n") });
+    runs: few ? null : view.asked.join("\n") });
   const together = crosshair(served && ((from, to) => { Object.assign(view, { from, to }); change(); }));
   const color = colorsOf(names);
 
