@@ -13,6 +13,8 @@ from tests.support.browser import browser, serving  # noqa: F401
 from tests.support.oracle_server import Oracle
 from tests.support.scripts import ROOT, environment
 
+from gristmill.report.page import build
+
 GIVEN = os.environ.get("GRISTMILL_LOOK_AT")
 """A run that is there already, as runs/demo: nothing has to be made."""
 
@@ -34,6 +36,12 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(command, env=environment(PYTHONPATH=search), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of the same page as a file."""
+    return build(run_folder, tmp_path_factory.mktemp("page") / "page.html").as_uri()
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,11 @@ def page_of(browser: Browser, address: str, scheme: str = "light") -> Iterator[P
         context.close()
 
 
+def settled(page: Page) -> None:
+    """Every question that the panels asked at first has its answer."""
+    page.wait_for_function("() => !document.querySelector('.answer:not([data-answered])')")
+
+
 def picture(page: Page, name: str, of: str = "") -> Path:
     """A PNG of the element `of` (a selector), or of the window."""
     PICTURES.mkdir(parents=True, exist_ok=True)

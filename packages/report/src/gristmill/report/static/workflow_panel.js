@@ -52,7 +52,7 @@ function runSentence(data) {
 // Done of all; of a stage that is half done also as a bar, and while it is at work how fast, and how long still.
 function progress(node) {
   if (!node.partitions) return "–";
-  const width = 84, x = (pieces) => ((pieces / node.partitions) * width).toFixed(1), half = node.done < node.partitions && node.partitions > 1;
+  const width = 84, x = (pieces) => ((pieces / node.partitions) * width).toFixed(1), half = ["running", "failed", "interrupted"].includes(node.state) && node.done < node.partitions && node.partitions > 1;
   const pace = [node.phase, known(node.rate) && `${decimal(node.rate, 3)} documents/s`, known(node.left) && `about ${duration(Math.round(node.left))} left`].filter(Boolean);
   return [
     half && s("svg", { class: "progress", width, height: 6, role: "img", "aria-label": percent(node.done, node.partitions) }, s("rect", { class: "bar-ground", width, height: 6 }),
@@ -157,7 +157,7 @@ function settingsTable(config) {
 function piecesTable(name, phase) {
   const ratio = phase.median > 0 ? phase.slowest[0].seconds / phase.median : null;
   return [
-    h("h3", {}, phase.phase ? `Pieces of ${phase.phase}` : "Pieces", h("span", { class: "note" }, ` ${count(phase.pieces)} in ${duration(phase.seconds)} of one worker’s time, ${count(phase.rows)} rows${phase.seconds > 0 && phase.rows ? ` (${short(phase.rows / phase.seconds)}/s)` : ""}`)),
+    h("h3", {}, phase.phase ? `Pieces of ${phase.phase}` : "Pieces", h("span", { class: "note" }, ` ${count(phase.pieces)} in ${duration(phase.seconds)} of one worker’s time, ${count(phase.rows)} rows${phase.seconds > 0 && phase.rows ? ` (${count(phase.rows / phase.seconds)}/s)` : ""}`)),
     phase.pieces > 1 && h("p", { class: "note" }, `The median takes ${duration(phase.median)}${known(ratio) ? `, the slowest ${decimal(ratio, 2)} times as long` : ""}.${phase.slowest.length < phase.pieces ? ` The ${count(phase.slowest.length)} slowest:` : ""}`),
     table(`Pieces of ${name}${phase.phase ? `, ${phase.phase}` : ""}`, [
       { head: "piece", class: "name", cell: (row) => row.piece },
