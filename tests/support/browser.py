@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from gristmill.report.server import make_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PICTURES = Path(__file__).parents[2] / ".ci" / "pictures"
@@ -33,6 +36,17 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server over `folder`, until the block ends."""
+    with make_server(folder) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
 def page_of(browser: Browser, address: str, scheme: str = "light") -> Iterator[Page]:
     """A page that must stay free of errors: whatever the browser reports, a refused resource too, fails the test."""
     context = browser.new_context(viewport=SIZE, color_scheme=scheme, accept_downloads=True)  # pyright: ignore[reportArgumentType]
@@ -46,6 +60,11 @@ def page_of(browser: Browser, address: str, scheme: str = "light") -> Iterator[P
         assert not wrong, wrong
     finally:
         context.close()
+
+
+def settled(page: Page) -> None:
+    """Every question that the panels asked at first has its answer."""
+    page.wait_for_function("() => !document.querySelector('.answer:not([data-answered])')")
 
 
 def picture(page: Page, name: str, of: str = "") -> Path:

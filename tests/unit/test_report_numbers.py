@@ -14,7 +14,6 @@ from test_report_page import RULES, make_run, write_json
 
 from gristmill.report.measures import spearman
 from gristmill.report.run_folder import collect
-from gristmill.report.training import smooth
 
 
 @pytest.fixture(scope="module")
@@ -253,21 +252,8 @@ def test_quarantine_counts_every_row_of_a_torn_file(tmp_path: Path) -> None:
     }
 
 
-def test_training_curves_leave_out_the_unfinished_line(run: Path) -> None:
-    filtered, raw = collect(run).training["runs"]
-    assert filtered["steps"]["last_step"] == 240 and filtered["steps"]["last_tokens"] == 240 * 8192
-    assert filtered["validation"]["tokens"][-1] == 240 * 8192
-    assert np.allclose(np.sum(filtered["router"]["load"], axis=1), 1)
-    assert filtered["router"]["starved"] == 0 and raw["router"]["starved"] == 1
-
-
 def test_spearman_gives_ties_their_mean_rank() -> None:
     assert spearman(np.array([1.0, 2, 2, 3]), np.array([10.0, 20, 20, 30])) == pytest.approx(1)
     assert spearman(np.array([1.0, 2, 3, 4]), np.array([4.0, 3, 2, 1])) == pytest.approx(-1)
     assert spearman(np.array([1.0, 2, 2, 3]), np.array([1.0, 3, 2, 4])) == pytest.approx(0.9486833)
     assert spearman(np.ones(4), np.arange(4.0)) is None
-
-
-def test_smoothing_starts_at_the_first_value_and_keeps_a_constant() -> None:
-    assert smooth(np.array([5.0, 1.0, 1.0]), 4)[0] == 5.0
-    assert np.allclose(smooth(np.full(50, 3.0), 10), 3.0)

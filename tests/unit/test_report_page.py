@@ -347,21 +347,22 @@ def _card(run: Path, documents: int) -> None:
         "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
     )
     for name in ("raw", "filtered"):
-        manifest = {
-            "format": "gristmill.shards/1",
-            "sources": {source: {"path": f"sources/{source}/manifest.json"} for source in SOURCES},
-            "mixtures": [{"path": "mixtures/web40_code20.toml", "bytes": 80, "sha256": "0" * 64}],
-            "content_id": ("3f" if name == "raw" else "a2") * 32,
-        }
-        write_json(run / "shards" / name / "manifest.json", manifest)
+        sources = {}
         for source in SOURCES:
             shard = {"tokens": {"path": "tokens/000/00000.u16"}, "token_count": 1000, "document_count": 10}
             splits = {"train": [shard, {**shard, "continues": True}], "valid": [{**shard, "document_count": 2}]}
             tokenizer = {"name": "demo", "vocab_size": 4096}
-            write_json(
-                run / "shards" / name / "sources" / source / "manifest.json",
-                {"dtype": "u16", **splits, "tokenizer": tokenizer, "licence": "ODC-By"},
-            )
+            path = run / "shards" / name / "sources" / source / "manifest.json"
+            write_json(path, {"dtype": "u16", **splits, "tokenizer": tokenizer, "licence": "ODC-By"})
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            sources[source] = {"path": f"sources/{source}/manifest.json", "sha256": digest}
+        manifest = {
+            "format": "gristmill.shards/1",
+            "sources": sources,
+            "mixtures": [{"path": "mixtures/web40_code20.toml", "bytes": 80, "sha256": "0" * 64}],
+            "content_id": ("3f" if name == "raw" else "a2") * 32,
+        }
+        write_json(run / "shards" / name / "manifest.json", manifest)
     write_json(run / "published/manifest.json", manifest)
 
 

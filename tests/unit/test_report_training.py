@@ -1,4 +1,4 @@
-"""Router health of a training run, as the report page draws it."""
+"""A training run in a few lines: where it stands, its routers, its alarms, and what it wrote."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tests.unit.test_report_page import make_run
 
-from gristmill.report.training import summarise
-from gristmill.report.training_health import TEXT_LIMIT, TIMES_SHOWN
+from gristmill.report.run_folder import collect
+from gristmill.report.training.summary import TEXT_LIMIT, TIMES_SHOWN, summarise
+from gristmill.report.training.thinning import smooth
 
 
 def run_of(folder: Path, *routers: dict[str, Any] | None) -> Path:
@@ -23,17 +26,26 @@ def run_of(folder: Path, *routers: dict[str, Any] | None) -> Path:
     return folder
 
 
+def test_the_unfinished_line_is_left_out(tmp_path):
+    filtered, raw = collect(make_run(tmp_path / "run", documents=300)).training["runs"]
+    assert filtered["steps"]["last_step"] == 240 and filtered["steps"]["last_tokens"] == 240 * 8192
+    assert filtered["validation"]["step"] == 240 and filtered["validation"]["count"] == 6
+    assert np.allclose(np.sum(filtered["router"]["load"], axis=1), 1)
+    assert filtered["router"]["starved"] == 0 and raw["router"]["starved"] == 1
+    assert filtered["cost"]["cost"] == 2.4 and raw["cost"]["cost"] is None
+
+
 def test_layers_of_unlike_experts_are_each_held_against_their_own_even_share(tmp_path):
     early = {"load": [[0.5, 0.5], [0.25] * 4], "entropy": [0.9, 0.8], "dropped": 0.5, "bias_range": [0.4, 0.0]}
     load = [[0.6, 0.4], [0.7, 0.2, 0.09, 0.01]]
     late = {"load": load, "entropy": [0.7, 0.6], "dropped": 0.125, "bias_range": [0.1, 0.2]}
     router = summarise(run_of(tmp_path, early, late))["router"]
     assert router["step"] == 2 and [pytest.approx(row) for row in load] == router["load"]
-    assert router["layers"] == [1, 3]
+    assert router["layers"] == [1, 3] and router["experts"] == [2, 4]
     assert router["most"] == pytest.approx(0.7 * 4)
     assert router["starved"] == 1  # 0.01 is under a tenth of a quarter; 0.09 is not
     assert (router["dropped"], router["bias_range"]) == (0.125, 0.2)
-    assert router["entropy"]["mean"] == pytest.approx([0.85, 0.65]) and router["entropy"]["low"] == [0.8, 0.6]
+    assert router["by_layer"] == {"entropy": [0.7, 0.6]}  # the rest is not told by layer
 
 
 def test_what_an_older_run_did_not_report_is_left_out(tmp_path):
@@ -77,27 +89,20 @@ def test_samples_are_gathered_by_prompt_from_the_first_to_the_last_and_cut(tmp_p
     assert not any(time["cut"] for time in empty["times"])
 
 
-def test_norms_are_curves_by_group_and_gaps_where_a_step_has_none(tmp_path):
-    events = [
-        {"type": "step", "step": 1, "tokens": 8, "loss": 3.0, "norms": {"experts": 0.5, "router": 0.1}, "mfu": 0.2},
-        {"type": "step", "step": 2, "tokens": 16, "loss": 3.0, "norms": {"experts": None}, "mfu": 0.4, "cost": 0.5},
-        {"type": "step", "step": 3, "tokens": 24, "loss": 3.0},
-    ]
-    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    summary = summarise(tmp_path)
-    assert summary["norms"] == {"tokens": [8, 16], "groups": {"experts": [0.5, None], "router": [0.1, None]}}
-    assert summary["updates"] is None and summary["alarms"] is None and summary["samples"] == []
-    assert summary["cost"] == {"mfu": pytest.approx(0.3), "memory_gb": None, "cost": None}
-
-
 def test_what_is_no_event_of_a_step_is_passed_over(tmp_path):
     run_of(tmp_path, None, None)
     with (tmp_path / "events.jsonl").open("a") as file:
-        for event in ({"step": "3"}, {"step": None}, {"step": [3]}, {}, {"step": 3, "type": []}):
+        for event in ({"step": "3"}, {"step": None}, {"step": [3]}, {"step": True}, {}, {"step": 3, "type": []}):
             file.write(json.dumps({"type": "step", "loss": 9.0} | event) + "\n")
+        file.write('[1]\n"step"\n' + '{"type": "step", "step": 1' + "0" * 5000 + "}\n" + "[" * 100_000 + "\n")
     assert summarise(tmp_path)["steps"]["last_step"] == 2
 
 
 def test_a_model_without_experts_has_no_router(tmp_path):
     summary = summarise(run_of(tmp_path, None, None))
     assert summary["router"] is None and summary["steps"]["last_step"] == 2
+
+
+def test_smoothing_starts_at_the_first_value_and_keeps_a_constant() -> None:
+    assert smooth(np.array([5.0, 1.0, 1.0]), 4)[0] == 5.0
+    assert np.allclose(smooth(np.full(50, 3.0), 10), 3.0)

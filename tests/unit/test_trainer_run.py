@@ -70,6 +70,15 @@ def random_example(rows: int, length: int, vocab: int = 50) -> Example:
     return Example(ids[:, :-1], ids[:, 1:], torch.rand(rows, length, generator=generator) < 0.1)
 
 
+def test_each_step_tells_what_it_read_of_each_source(finished, shards):
+    """And all of them together what the order says in closed form."""
+    plan = data.open_training(config(shards, finished)).plan
+    steps = events_of(finished, "step")
+    assert [sum(event["tokens_by_source"].values()) for event in steps] == [4 * 32] * 8
+    read = {name: sum(event["tokens_by_source"][name] for event in steps) for name in ("even", "odd")}
+    assert read == plan.token_counts() and read["odd"] > 0
+
+
 @pytest.mark.parametrize("router", ["softmax", "sigmoid", "expert_choice"])
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_accumulated_gradients_equal_those_of_the_whole_batch(micro, router):

@@ -24,7 +24,7 @@ ROUTER = {
 }  # fmt: skip
 STEP = {
     "tokens": 128, "loss": 3.5, "time": 1.7e9, "cost": None, "norms": {"experts": 0.5}, "updates": None,
-    "router": ROUTER,
+    "tokens_by_source": {"web": 96, "code": 32}, "router": ROUTER,
 }  # fmt: skip
 RECORD = {
     "moe_layers": [1, 3],

@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from gristmill.base.errors import DataError, GristmillError
 
 Array = np.ndarray
+Labels = tuple[Array, list[str]]  # a code per row, -1 for null, and the names
 QUARANTINED = "quarantined"  # the reason of documents that a stage could not handle: neither kept nor dropped
+BATCH = 256  # rows that are decoded at once where there may be texts among the columns
 HASHES = {"sketch"}  # annotations that hold hashes for the deduplication to compare: numbers, but no measurements
 
 
@@ -33,11 +35,14 @@ class NotThere(GristmillError):
 
 @dataclass(frozen=True)
 class Column:
-    """A measured column: `folder` is relative to the run (`annotations/exact`), `kind` is number, flag or label."""
+    """A measured column: `folder` is relative to the run (`annotations/exact`), `kind` is number, flag, label or spans
+    (start, end, start, end ... as bytes of the text)."""
 
     folder: str
     name: str
     kind: str
+    single: bool = False
+    """Stored in 32 bits, so that a policy compares it in 32 bits."""
 
     @property
     def stage(self) -> str:
@@ -65,16 +70,25 @@ class Rows:
         """Global row of each partition's first row, and the total last: int64 [partitions + 1]."""
         return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
 
-    @cached_property
+    @property
     def columns(self) -> tuple[Column, ...]:
         """Every measurement that is one number, flag or label per row, stage by stage; hashes are none."""
+        return tuple(column for column in self._found if column.kind != "spans")
+
+    @property
+    def spans(self) -> tuple[Column, ...]:
+        """Every column that says which parts of a text a stage found."""
+        return tuple(column for column in self._found if column.kind == "spans")
+
+    @cached_property
+    def _found(self) -> tuple[Column, ...]:
         found: list[Column] = []
         for folder in sorted((self.run / "annotations").glob("*")):
             if folder.name in HASHES:
                 continue
             schema = self._schema(f"annotations/{folder.name}")
             found += [
-                Column(f"annotations/{folder.name}", field.name, kind)
+                Column(f"annotations/{folder.name}", field.name, kind, pa.types.is_float32(field.type))
                 for field in schema or ()
                 if (kind := _kind(field.type))
             ]
@@ -112,17 +126,22 @@ class Rows:
         names: dict[str, int] = {}
 
         def encode(array: Any) -> Any:
-            coded = pc.cast(array, pa.string()).dictionary_encode()
+            coded = _bytes(array).dictionary_encode()
             coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-            known = [names.setdefault(name, len(names)) for name in coded.dictionary.to_pylist()]
+            known = [names.setdefault(str(decoded(name)), len(names)) for name in coded.dictionary.to_pylist()]
             indices = pc.fill_null(coded.indices, pa.scalar(-1, coded.indices.type)).to_numpy(zero_copy_only=False)
             return pa.array(np.array([*known, -1], dtype=np.int32)[indices])
 
         codes = self._gather(folder, column, -1, np.int32, encode)
         return codes, list(names)
 
-    def records(self, wanted: Sequence[int], columns: Mapping[str, Sequence[str]]) -> dict[int, dict[str, Any]]:
-        """Values at a few global rows: {row: {"folder/column": value}}. Streams; stops after the last wanted row."""
+    def records(
+        self, wanted: Sequence[int], columns: Mapping[str, Sequence[str]], raw: Sequence[str] = ()
+    ) -> dict[int, dict[str, Any]]:
+        """Values at a few global rows: {row: {"folder/column": value}}. Streams; stops after the last wanted row.
+
+        Text of the columns named in `raw` comes as it lies there, as bytes; other text as str.
+        """
         out: dict[int, dict[str, Any]] = {row: {} for row in wanted}
         ordered = np.array(sorted(out), dtype=np.int64)
         for index, part in enumerate(self.parts):
@@ -131,7 +150,7 @@ class Rows:
             if not len(local):
                 continue
             for folder, names in columns.items():
-                for position, row in _take(self.run / folder / part, local, names):
+                for position, row in _take(self.run / folder / part, local, names, raw):
                     out[first + position] |= {f"{folder}/{name}": value for name, value in row.items()}
         return out
 
@@ -198,6 +217,8 @@ def _kind(kind: pa.DataType) -> str | None:
         return "number"
     if pa.types.is_dictionary(kind):
         return _kind(kind.value_type)
+    if pa.types.is_list(kind) and pa.types.is_int32(kind.value_type):
+        return "spans"
     return "label" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
 
 
@@ -211,7 +232,26 @@ def _numpy(array: Any) -> Array:
     return array.to_numpy() if isinstance(array, pa.ChunkedArray) else array.to_numpy(zero_copy_only=False)
 
 
-def _take(path: Path, local: Array, names: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
+def decoded(text: bytes | None) -> str | None:
+    """Text that may be none. Parquet checks no UTF-8: files of other programs may hold bytes that stand for nothing."""
+    return None if text is None else text.decode("utf-8", "replace")
+
+
+def _bytes(array: Any) -> Any:
+    """A column of text as bytes; anything else as text first."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        array = pc.cast(array, kind.value_type)
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        array = pc.cast(array, pa.string())
+    return pc.cast(array, pa.large_binary())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return _kind(kind) == "label"
+
+
+def _take(path: Path, local: Array, names: Sequence[str], raw: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
     """The rows `local` (sorted) of one file, a row group at a time; groups without a wanted row are never decoded."""
     if not path.exists():
         return []
@@ -223,11 +263,19 @@ def _take(path: Path, local: Array, names: Sequence[str]) -> list[tuple[int, dic
             end = start + file.metadata.row_group(group).num_rows
             inside = local[(local >= start) & (local < end)]
             offset = start
-            batches = file.iter_batches(4096, [group], present) if len(inside) else iter(())
+            batches = file.iter_batches(BATCH, [group], present) if len(inside) else iter(())
             while len(inside) and (batch := next(batches, None)) is not None:
                 here = inside[inside < offset + len(batch)]
-                rows = batch.take(pa.array(here - offset)).to_pylist()
-                out += list(zip(here.tolist(), rows))
+                found = batch.take(pa.array(here - offset)) if len(here) else batch.slice(0, 0)
+                values = [_values(found.column(name), name in raw) for name in present]
+                out += [(row, dict(zip(present, one))) for row, one in zip(here.tolist(), zip(*values))]
                 inside, offset = inside[len(here) :], offset + len(batch)
             start = end
     return out
+
+
+def _values(array: Any, raw: bool) -> list[Any]:
+    if not _is_text(array.type):
+        return array.to_pylist()
+    values = _bytes(array).to_pylist()
+    return values if raw else [decoded(value) for value in values]

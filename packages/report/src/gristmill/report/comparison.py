@@ -1,4 +1,5 @@
-"""Which training did better on which held-out documents, as `trainer compare` judged it.
+"""Which training did better on which held-out documents, as `trainer compare` judged it: of two runs, or, with
+--mixtures, of arms trained from several seeds.
 
 The verdicts are taken as they stand: an interval over too few documents is not read as a win here either.
 """
@@ -14,25 +15,43 @@ from gristmill.base.files import read_json
 from gristmill.report.columns import NotThere
 
 PLACE = "comparison/comparison.json"
+PROXIES = "gristmill.proxies/1"
 VERDICTS = {"better": "a", "worse": "b", "no difference": None}  # about a, in the words of trainer.compare
 
 
 def read(run: Path) -> dict[str, Any]:
+    """Raises: as read_file()."""
+    return read_file(run / PLACE, PLACE, "trainer compare")
+
+
+def read_file(path: Path, what: str, made_by: str) -> dict[str, Any]:
     """The comparison with, per set, `winner`: the name of the better run, or None where no difference is shown.
 
-    `clear` tells whether the interval leaves 0 out; without a winner that means too few documents for a verdict.
+    `clear` tells whether the interval leaves 0 out; without a winner that means too few documents for a verdict. Of
+    arms with seeds, `seeds` says how many, `others` are the comparisons after the first one (with the random drop).
 
     Raises:
         NotThere: no comparison was made.
         DataError: a set lacks a field, or its verdict is none of better, worse, no difference.
     """
-    path = run / PLACE
     if not path.exists():
-        raise NotThere(PLACE, "trainer compare")
+        raise NotThere(what, made_by)
     written = read_json(path)
+    if written.get("format") != PROXIES:
+        return _pair(path, written) | {"budget_tokens": written.get("budget_tokens"), "note": written.get("note")}
+    first, *others = [_pair(f"{path}: comparisons[{index}]", one) for index, one in enumerate(written["comparisons"])]
+    return first | {
+        "budget_tokens": written.get("tokens"),
+        "note": written.get("note"),
+        "seeds": len(written["seeds"]),
+        "others": others,
+    }
+
+
+def _pair(where: Path | str, written: Mapping[str, Any]) -> dict[str, Any]:
     names = {side: str(written.get(side) or side) for side in ("a", "b")}
-    sets = [_set(f"{path}: sets[{index}]", row, names) for index, row in enumerate(written.get("sets") or [])]
-    return {**names, "budget_tokens": written.get("budget_tokens"), "note": written.get("note"), "sets": sets}
+    sets = [_set(f"{where}: sets[{index}]", row, names) for index, row in enumerate(written.get("sets") or [])]
+    return {**names, "sets": sets}
 
 
 def verdict(comparison: Mapping[str, Any]) -> dict[str, Any] | None:

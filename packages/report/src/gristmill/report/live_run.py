@@ -13,7 +13,8 @@ from gristmill.report.run_folder import ReportData, collect
 from gristmill.report.runs import Run, find
 
 T = TypeVar("T")
-SKIPPED = {"report", "checkpoints"}  # folders whose files no page shows
+SKIPPED = {"report", "checkpoints", "ledger", "shuffles"}  # what no page shows at first, in many files
+FOLLOWED = {"events.jsonl"}  # files that grow all the time: read as they do by what asks for them (training.log)
 
 
 class LiveRun:
@@ -65,14 +66,15 @@ class LiveFolder:
 
 
 def signature(run: Path, folders: Sequence[str] = ("",)) -> str:
-    """Changes when a file below one of `folders` does: by name, size and time."""
+    """Changes when a file below one of `folders` does: by name, size and time. Logs that are followed do not count."""
     total = hashlib.sha256()
     for start in folders:
         for folder, inside, names in os.walk(run / start):
             inside[:] = sorted(name for name in inside if name not in SKIPPED and not name.startswith("."))
-            for name in sorted(names):
+            for name in sorted(name for name in names if name not in FOLLOWED):
                 try:
-                    state = Path(folder, name).stat()
+                    # A Path for each of thousands of files would be felt in every answer.
+                    state = os.stat(f"{folder}/{name}")  # noqa: PTH116
                 except FileNotFoundError:
                     continue  # a temporary file that was renamed meanwhile
                 total.update(f"{folder}/{name} {state.st_mtime_ns} {state.st_size}\n".encode())

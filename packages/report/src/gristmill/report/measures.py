@@ -1,21 +1,17 @@
-"""Distributions of what the stages measured: medians, score histograms, agreement with the oracle.
+"""Distributions of what the stages measured: medians, labels, agreement with the oracle.
 
 Each function reads the columns it needs, one at a time, and returns numbers that a chart can draw as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gristmill.report.columns import Array, NotThere, Rows
-from gristmill.report.heads import ALL
 
 HEADS = ("quality", "probe", "judge")
-BINS = 40
-AXIS_QUANTILES, AXIS_MARGIN = (0.005, 0.995), 0.04
 IDENTIFIERS = {"cluster"}  # numbers that name something; their median means nothing
 LABELS_SHOWN = 12
 
@@ -44,67 +40,6 @@ def kept_and_dropped(rows: Rows, keep: Array | None, set_aside: Array) -> dict[s
             }
         )
     return {"columns": out, "labels": _labels(rows, keep)}
-
-
-def score_histograms(
-    rows: Rows, source: tuple[Array, list[str]], calibration: Mapping[str, Any], tokens: Array | None
-) -> dict[str, Any]:
-    """Per head and source: documents and tokens in each of 40 equal bins, with tau_drop and tau_keep of the source.
-
-    All sources share one axis. The few scores beyond it (`beyond`) are counted in the outermost bins.
-    """
-    heads: list[dict[str, Any]] = []
-    for name in HEADS:
-        if not rows.has("annotations/scores", name):
-            continue
-        values = rows.numbers("annotations/scores", name)
-        known = np.isfinite(values)
-        if not known.any():
-            continue
-        marks = [taus(calibration, label)[key] for label in source[1] for key in _taus_of(name, rows)]
-        low, high = _axis(values[known], [mark for mark in marks if mark is not None])
-        bins = np.clip(((values[known] - low) / (high - low) * BINS).astype(np.int64), 0, BINS - 1)
-        weights = np.nan_to_num(tokens[known]) if tokens is not None else None
-        groups = [{"source": None, "documents": np.bincount(bins, minlength=BINS), "tokens": _weighted(bins, weights)}]
-        for code in np.argsort(-np.bincount(source[0][known], minlength=len(source[1])), kind="stable"):
-            label = source[1][code]
-            inside = source[0][known] == code
-            groups.append(
-                {
-                    "source": label,
-                    "documents": np.bincount(bins[inside], minlength=BINS),
-                    "tokens": _weighted(bins[inside], weights[inside] if weights is not None else None),
-                    **taus(calibration, label),
-                }
-            )
-        heads.append(
-            {
-                "head": name,
-                "low": low,
-                "high": high,
-                "beyond": int(((values[known] < low) | (values[known] > high)).sum()),
-                "scored": int(known.sum()),
-                "unscored": int((~known).sum()),
-                "taus": _taus_of(name, rows),
-                "groups": groups,
-            }
-        )
-    if not heads:
-        raise NotThere("annotations/scores/", "the scores stage")
-    return {"heads": heads, "calibrated": bool(calibration)}
-
-
-def taus(calibration: Mapping[str, Any], source: str) -> dict[str, float | None]:
-    """tau_drop and tau_keep of a source; those of the group (all) where the source has none of its own."""
-    own = calibration.get(source) or calibration.get(ALL) or {}
-    return {key: own.get(key) for key in ("tau_drop", "tau_keep")}
-
-
-def _taus_of(head: str, rows: Rows) -> tuple[str, ...]:
-    """tau_drop ends a document's way at the probe, tau_keep decides on what came through; one head alone takes both."""
-    if not rows.has("annotations/scores", "probe"):
-        return ("tau_drop", "tau_keep")
-    return ("tau_drop",) if head == "probe" else ("tau_keep",)
 
 
 def agreement(row: Array, oracle: Array, split: list[str], rows: Rows) -> dict[str, Any] | None:
@@ -185,18 +120,6 @@ def _quantiles(values: Array, kind: str) -> list[float] | None:
     if kind == "flag":  # of yes and no the share of yes tells more than a median
         return [float(values.mean())] * 3 if len(values) else None
     return [float(value) for value in np.quantile(values, [0.1, 0.5, 0.9])] if len(values) else None
-
-
-def _axis(values: Array, marks: Sequence[float]) -> tuple[float, float]:
-    """Where nearly all scores lie, widened a little, with every mark inside: stragglers must not squeeze the rest."""
-    low, high = (float(value) for value in np.quantile(values, AXIS_QUANTILES))
-    low, high = min([low, *marks]), max([high, *marks])
-    margin = (high - low) * AXIS_MARGIN or max(abs(low) * AXIS_MARGIN, 1e-3)
-    return low - margin, high + margin
-
-
-def _weighted(bins: Array, weights: Array | None) -> Array | None:
-    return None if weights is None else np.bincount(bins, weights=weights, minlength=BINS).round().astype(np.int64)
 
 
 def _ranks(values: Array) -> Array:

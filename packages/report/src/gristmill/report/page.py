@@ -23,15 +23,28 @@ from gristmill.report.run_folder import Panel, ReportData, as_json
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = (
     "dom.js",
+    "saving.js",
+    "tables.js",
     "ask.js",
     "charts.js",
+    "workflow_panel.js",
     "data_panels.js",
     "duplicates_panel.js",
     "model_panels.js",
+    "curves.js",
+    "comparison_panel.js",
     "training_panel.js",
+    "routers_panel.js",
+    "mixture_panel.js",
     "heads_panel.js",
+    "audit_panel.js",
+    "desk_panel.js",
     "reading.js",
+    "browse_panel.js",
+    "contamination_panel.js",
+    "shards_panel.js",
     "runs_panel.js",
+    "keys.js",
     "app.js",
 )  # later ones use earlier ones
 REFRESH_SECONDS = 5

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,14 @@ import pyarrow as pa
 
 from gristmill.base.errors import GristmillError, UsageError
 from gristmill.base.files import read_json
-from gristmill.report import artifacts, comparison, duplicates, heads, measures, samples, training
+from gristmill.report import comparison, duplicates, measures, workflow
 from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
+from gristmill.report.heads import audit, scores
+from gristmill.report.heads import bundles as heads
+from gristmill.report.reading import rules, samples
+from gristmill.report.shards import artifacts
+from gristmill.report.training import summary, trainings
 
 T = TypeVar("T")
 Panel = dict[str, Any]
@@ -60,7 +66,7 @@ def collect(run: Path, seed: int = 0) -> ReportData:
     """
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; give the folder that a pipeline wrote (it holds run.json)")
-    stages, funnel = panel_of(lambda: _stages(run)), panel_of(lambda: _funnel(run))
+    stages, funnel = panel_of(lambda: workflow.read(run)), panel_of(lambda: _funnel(run))
     quarantine, compared = panel_of(lambda: _quarantine(run)), panel_of(lambda: comparison.read(run))
     by_row = _row_panels(run, seed)
     return ReportData(
@@ -80,8 +86,8 @@ def collect(run: Path, seed: int = 0) -> ReportData:
     )
 
 
-def _attempt(make: Callable[[], T]) -> tuple[T | None, Panel]:
-    """What `make` gives, or None and the panel that says why there is nothing."""
+def _attempt(make: Callable[[], T], tell: bool = False) -> tuple[T | None, Panel]:
+    """What `make` gives, or None and the panel that says why there is nothing; `tell` on stderr what may be ours."""
     try:
         return make(), {}
     except NotThere as absent:
@@ -92,12 +98,14 @@ def _attempt(make: Callable[[], T]) -> tuple[T | None, Panel]:
         return None, {"error": str(error)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
         # Files of other programs and other versions: one that cannot be read costs its own panel, not the page.
+        if tell and isinstance(error, (LookupError, TypeError, AttributeError)):
+            traceback.print_exc()
         return None, {"error": f"{type(error).__name__}: {error}"}
 
 
-def panel_of(make: Callable[[], Panel]) -> Panel:
+def panel_of(make: Callable[[], Panel], tell: bool = False) -> Panel:
     """What `make` gives, or the panel that says why there is nothing. Raises AskedWrong: a question's fault."""
-    made, failure = _attempt(make)
+    made, failure = _attempt(make, tell)
     return failure if made is None else made
 
 
@@ -105,11 +113,6 @@ def _json(path: Path, run: Path, made_by: str) -> Any:
     if not path.exists():
         raise NotThere(path.relative_to(run).as_posix(), made_by)
     return read_json(path)
-
-
-def _stages(run: Path) -> Panel:
-    card = _json(run / "run.json", run, "the pipeline's runner")
-    return {"nodes": card.get("nodes") or []}
 
 
 def _funnel(run: Path) -> Panel:
@@ -152,7 +155,7 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
     selected, unselected = _attempt(lambda: _selection(rows))
     keep, reason = selected or (None, (np.full(rows.total, -1, dtype=np.int32), []))
     tokens, _ = _attempt(lambda: rows.numbers("annotations/tokens", "count"))
-    calibration = _calibration(run)
+    calibration = calibration_of(run)
     clusters = panel_of(lambda: duplicates.read(run, rows))
     chosen = (
         panel_of(lambda: _samples(run, rows, keep, reason, source, calibration, clusters, seed))
@@ -162,7 +165,7 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
     return {
         "rows": {"documents": rows.total} | _kept(keep, tokens),
         "measures": panel_of(lambda: measures.kept_and_dropped(rows, keep, set_aside(reason))),
-        "scores": panel_of(lambda: measures.score_histograms(rows, source, calibration, tokens)),
+        "scores": panel_of(lambda: _scores(run, rows, source, calibration, tokens)),
         "oracle": panel_of(lambda: _oracle(run, rows)),
         "duplicates": clusters,
         "samples": chosen,
@@ -196,19 +199,29 @@ def _samples(
     clusters: Panel,
     seed: int,
 ) -> Panel:
-    policy_path = run / "selection" / "policy.json"
-    policy = read_json(policy_path) if policy_path.exists() else {}
-    bounds = samples.thresholds(policy, calibration, rows)
-    rules = samples.checks(policy, calibration, source[1], rows)
+    policy = policy_of(run)
+    bounds = rules.thresholds(policy, calibration, rows)
+    asked = rules.checks(policy, calibration, source[1], rows)
     order = [rule["name"] for rule in policy.get("rules") or []]
     views = samples.choose(rows, keep, reason, source, bounds, seed, order)
     members = [row for stage in clusters.get("stages", []) for group in stage["largest"] for row in group["members"]]
     wanted = {row for view in views for row in (*view["kept"], *view["dropped"])} | set(members)
-    documents = samples.read(rows, sorted(wanted), keep, reason, rules)
-    return {"seed": seed, "views": views, "rules": rules, "documents": documents}
+    documents = samples.read(rows, sorted(wanted), keep, reason, asked, rules.edits(policy, rows))
+    return {"seed": seed, "views": views, "rules": asked, "documents": documents}
 
 
-def _calibration(run: Path) -> dict[str, Any]:
+def policy_of(run: Path) -> dict[str, Any]:
+    """The policy as the selection applied it; empty before there is one."""
+    path = run / "selection" / "policy.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _scores(run: Path, rows: Rows, source: Labels, calibration: Mapping[str, Any], tokens: Array | None) -> Panel:
+    promises = heads.read_promises(run, calibration)
+    return scores.histograms(scores.Scores(rows, source, calibration, tokens), promises)
+
+
+def calibration_of(run: Path) -> dict[str, Any]:
     """{source: {"tau_drop", "tau_keep", ...}}; empty where there is none that can be read (the heads panel says so)."""
     return _attempt(lambda: heads.read_thresholds(run))[0] or {}
 
@@ -246,6 +259,7 @@ def _oracle(run: Path, rows: Rows | None) -> Panel:
             for name, column in values.items()
         ],
         "agreement": agreed,
+        "audit": panel_of(lambda: audit.read(run)),
     }
 
 
@@ -303,12 +317,7 @@ def _quarantine(run: Path) -> Panel:
 
 
 def _training(run: Path) -> Panel:
-    """Of a pipeline's run, or of one training whose folder it is."""
-    logs = [*run.glob("events.jsonl"), *(run / "training").glob("*/events.jsonl")]
-    folders = [path.parent for path in sorted(logs)]
-    if not folders:
-        raise NotThere("training/<name>/events.jsonl", "trainer run")
-    return {"runs": [training.summarise(folder) for folder in folders]}
+    return summary.of_all(trainings.of_run(run))
 
 
 def _overview(
@@ -322,6 +331,7 @@ def _overview(
     return {
         "name": card.get("name") or run.resolve().name,
         **{key: card.get(key) for key in facts},
+        "status": stages.get("status") or card.get("status"),
         "stage_seconds": sum(seconds),
         "documents": first.get("documents", rows.get("documents")),
         "documents_kept": last.get("documents", rows.get("documents_kept")),

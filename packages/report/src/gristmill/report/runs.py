@@ -48,7 +48,7 @@ def _below(folder: Path, key: str, depth: int) -> list[Run]:
         return [Run(key, folder, kind)]
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):  # not ours to read, or gone meanwhile
         return []
     inside = [name for name in names if not name.startswith(".")] if depth else []
     return [run for name in inside for run in _below(folder / name, f"{key}/{name}".lstrip("/"), depth - 1)]

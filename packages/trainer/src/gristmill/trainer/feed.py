@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 
+import numpy as np
+
 from gristmill.shards.loader import Batch, Batches
 from gristmill.trainer.checkpoints.checkpoint import Position
 from gristmill.trainer.config import TrainConfig
@@ -23,3 +25,10 @@ def batches(config: TrainConfig, data: TrainingData, position: Position) -> Gene
                 batch = next(source)
                 step, following = step + 1, batch.next_sequence
                 yield step, batch
+
+
+def tokens_by_source(data: TrainingData, batch: Batch) -> dict[str, int]:
+    """What a batch holds of each source of the plan, as it was read."""
+    sources, length = data.plan.sources, batch.tokens_BS.shape[1] - 1
+    windows = np.bincount(batch.source_B, minlength=len(sources)).tolist()
+    return {source.name: count * length for source, count in zip(sources, windows)}

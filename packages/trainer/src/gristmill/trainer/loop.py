@@ -24,7 +24,7 @@ from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.data import TrainingData, to_example
 from gristmill.trainer.evaluation import evaluate
-from gristmill.trainer.feed import batches
+from gristmill.trainer.feed import batches, tokens_by_source
 from gristmill.trainer.lock import alone
 from gristmill.trainer.optim.schedule import factor, learning_rate
 from gristmill.trainer.parallel.world import World, joined
@@ -122,7 +122,7 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
                 run.position, step=step, next_sequence=batch.next_sequence, tokens=config.tokens_after(step)
             )
             costs = meter.read(batch.tokens_BS.size - len(batch.tokens_BS), seconds, run.seconds)
-            _log_step(run, events, result, costs)
+            _log_step(run, events, result, costs, tokens_by_source(run.data, batch))
             back_to = _judge(run, events, writer, result)
             is_last = step == config.steps
             is_best = bool(run.held_out) and _due(step, config.validate_every, is_last) and _validate(run, events)
@@ -158,7 +158,9 @@ def _step(run: Run, step: int, batch: Batch) -> StepResult:
     return train_step(run.model, run.optimizer, example, micro, share, run.alarms.accept, observe, before_pass)
 
 
-def _log_step(run: Run, events: Trackers, result: StepResult, costs: dict[str, float | None]) -> None:
+def _log_step(
+    run: Run, events: Trackers, result: StepResult, costs: dict[str, float | None], read: dict[str, int]
+) -> None:
     config, position = run.config, run.position
     events.write(
         "step",
@@ -171,6 +173,7 @@ def _log_step(run: Run, events: Trackers, result: StepResult, costs: dict[str, f
         norms=result.norms,
         updates=result.updates,
         **costs,
+        tokens_by_source=read,
         time=round(time.time(), 3),
         router=result.router and result.router._asdict(),
     )

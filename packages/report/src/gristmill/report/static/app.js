@@ -1,32 +1,44 @@
 // The page: header, contents, numbered sections; drawn again when a choice or, on a live page, the run changes.
 
-// key of the page's data -> title, and what draws it: make(its data, choices, change, all data).
+// key of the page's data -> title, and what draws it: make(its data, choices, change, all data). One that "asks" has no
+// data in the page.
 const RUN = [
   ["stages", "How the run went", panelStages],
   ["funnel", "What the policy kept", panelFunnel],
+  ["desk", "The policy desk", panelDesk, "asks"],
   ["comparison", "Did filtering help?", panelComparison],
   ["scores", "Scores and thresholds", panelScores],
   ["samples", "Read the documents", panelSamples],
+  ["browse", "Find documents", panelBrowse, "asks"],
   ["measures", "Measured values", panelMeasures],
   ["oracle", "The oracle's grades", panelOracle],
   ["heads", "The heads", panelHeads],
   ["duplicates", "Duplicates", panelDuplicates],
+  ["contamination", "Contamination", panelContamination, "asks"],
   ["quarantine", "Quarantine", panelQuarantine],
   ["training", "Training", panelTraining],
+  ["mixture", "Mixture", panelMixture, "asks"],
   ["artifacts", "Published shards", panelArtifacts],
 ];
-const FOLDER = [["runs", "All runs", panelRuns]];
+const FOLDER = [["runs", "All runs", panelRuns], ["overlay", "Trainings, overlaid", panelOverlay], ["settings", "Where their settings differ", panelSettings], ["compared", "Arms compared", panelCompared]];
 const SECTIONS = document.body.dataset.kind === "folder" ? FOLDER : RUN;
 
 let report = JSON.parse(document.getElementById("data").textContent);
+if (report.runs) report = { ...folderSections(report.runs), answers: report.answers };
 let choices = {};
-let numbered = { section: 0, figures: 0 }; // of the section that is being drawn
 
 for (const one of report.answers || []) answers.set(addressed(one.question, one.asked), one.answer);
 
+// The style sheet numbers figures (an answer may come late, between two others). A lone table's CSV stands with the rest.
 function figure(caption, ...content) {
-  numbered.figures += 1;
-  return h("figure", {}, content, h("figcaption", {}, h("b", {}, `Figure ${numbered.section}.${numbered.figures}. `), caption));
+  const words = h("span", { class: "caption-text" }, caption), tools = h("span", { class: "tools" });
+  const made = h("figure", {}, content, h("figcaption", {}, words, tools));
+  const number = () => `figure-${SECTIONS.findIndex(([key]) => key === made.closest("main > section")?.id) + 1}-${1 + [...made.closest("section").querySelectorAll("figure")].indexOf(made)}`;
+  const save = (name, how) => h("button", { type: "button", class: "needs-chart", title: `Save this figure as ${name}`, onclick: () => how(made, number(), textOf(caption)) }, name);
+  tools.append(save("SVG", saveSvg), save("PNG", savePng));
+  const tables = made.querySelectorAll(".table > .tools");
+  if (tables.length === 1) { tools.append(...tables[0].children); tables[0].remove(); }
+  return made;
 }
 
 function absent(panel) {
@@ -50,12 +62,11 @@ function hatching() {
 
 function section(key) {
   const number = SECTIONS.findIndex((one) => one[0] === key) + 1;
-  const [, title, make] = SECTIONS[number - 1];
-  numbered = { section: number, figures: 0 };
+  const [, title, make, asks] = SECTIONS[number - 1];
   const redraw = (chosen) => change(key, chosen);
   return h("section", { id: key, "aria-labelledby": `${key}-title` },
-    h("h2", { id: `${key}-title` }, h("span", { class: "section-number" }, String(number)), title),
-    here(report[key]) ? drawn(() => make(report[key], choices, redraw, report)) : absent(report[key] || { missing: key, made_by: "another version" }));
+    h("h2", { id: `${key}-title`, tabindex: "-1" }, h("span", { class: "section-number" }, String(number)), title),
+    asks || here(report[key]) ? drawn(() => make(report[key], choices, redraw, report)) : absent(report[key] || { missing: key, made_by: "another version" }));
 }
 
 // Files of another version may hold what a panel does not expect; that costs the panel, not the page.
@@ -70,23 +81,21 @@ function drawn(make) {
 // Draws one section again, after a choice in it or for new data; the control that had the focus keeps it.
 function change(key, chosen) {
   choices = { ...choices, ...chosen };
-  const index = controls(key).indexOf(document.activeElement);
-  document.getElementById(key).replaceWith(section(key));
-  if (index >= 0) controls(key)[index]?.focus({ preventScroll: true });
+  const element = document.getElementById(key);
+  steady(element, () => element.replaceWith(section(key)), () => document.getElementById(key));
 }
-
-const controls = (id) => [...document.getElementById(id).querySelectorAll("button, select, input, summary, a")];
 
 function contents() {
   return [
     h("p", { class: "brand" }, document.body.dataset.run ? h("a", { href: "/" }, "Gristmill") : "Gristmill"),
-    h("ol", {}, SECTIONS.map(([key, title]) => h("li", { class: here(report[key]) ? null : "absent-item" }, h("a", { href: `#${key}` }, title)))),
-    Number(document.body.dataset.live) > 0 && h("p", { class: "live", id: "live" }, "following the run"),
+    h("ol", {}, SECTIONS.map(([key, title, , asks]) => h("li", { class: asks || here(report[key]) ? null : "absent-item" }, h("a", { href: `#${key}` }, title)))),
+    isServed() && h("p", { class: "live", id: "live" }, "following the run"),
+    look(),
   ];
 }
 
 function header() {
-  const it = report.overview;
+  const it = report.overview && { ...report.overview, status: report.stages.status || report.overview.status };
   if (!it) return h("header", { class: "top" }, h("h1", {}, report.runs.folder || "Runs"));
   const when = [it.started_at && `started ${time(it.started_at)}`, it.finished_at && `finished ${time(it.finished_at)}`].filter(Boolean).join(", ");
   return h("header", { class: "top" },
@@ -129,34 +138,47 @@ function time(text) {
   return Number.isNaN(date.getTime()) ? String(text) : date.toISOString().slice(0, 16).replace("T", " ") + " UTC";
 }
 
-// What changed is drawn again, section by section; what is being read stays where it is.
+// What changed is drawn again, section by section; what is being read stays where it is. A large run takes a while to be
+// read: then it is asked for less often.
 async function follow(seconds) {
-  let tag = "";
+  let tag = "", took = 0;
   const question = document.body.dataset.kind === "folder" ? "runs" : "data";
   const query = new URLSearchParams(document.body.dataset.run ? { run: document.body.dataset.run } : {});
   for (;;) {
-    await new Promise((wake) => setTimeout(wake, seconds * 1000));
-    const sign = document.getElementById("live");
+    await new Promise((wake) => setTimeout(wake, Math.max(seconds * 1000, 3 * took)));
+    if (document.hidden) continue;
+    const sign = document.getElementById("live"), began = performance.now();
     try {
       const answer = await fetch(`/api/${question}?${query}`, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
       if (answer.status === 200) {
-        tag = answer.headers.get("ETag") || "";
         const got = await answer.json();
-        take(question === "runs" ? { runs: got } : got);
+        tag = take(question === "runs" ? folderSections(got) : got) ? answer.headers.get("ETag") || "" : "";
       }
-      if (sign) sign.textContent = `followed until ${new Date().toTimeString().slice(0, 8)}`;
+      sign.textContent = answer.ok || answer.status === 304 ? `followed until ${new Date().toTimeString().slice(0, 8)}` : "the run is not there any more; this is the last that was seen of it";
+      document.dispatchEvent(new Event("followed"));
     } catch (error) {
-      if (sign) sign.textContent = "the server is gone; this is its last word";
+      sign.textContent = "the server is gone; this is its last word";
     }
+    took = performance.now() - began;
   }
 }
 
+// False where a section had to be left as it was, as somebody types in it.
 function take(data) {
-  const before = report;
+  const before = report, typing = document.activeElement?.closest("input, textarea, select")?.closest("main > section")?.id;
   report = { ...data, answers: [] };
-  for (const [key] of SECTIONS) if (JSON.stringify(before[key]) !== JSON.stringify(report[key])) change(key, {});
+  let all = true;
+  for (const [key] of SECTIONS) {
+    const changed = JSON.stringify(before[key]) !== JSON.stringify(report[key]);
+    if (changed && key === typing) [report[key], all] = [before[key], false];
+    else if (changed) change(key, {});
+    else document.querySelectorAll(`#${key} .answer`).forEach((one) => one.dispatchEvent(new Event("run-changed")));
+  }
   if (report.overview && JSON.stringify(before.overview) !== JSON.stringify(report.overview)) document.querySelector("header.top").replaceWith(header());
+  return all;
 }
 
 draw();
-if (Number(document.body.dataset.live) > 0) follow(Number(document.body.dataset.live));
+watchSections();
+if (isServed()) follow(Number(document.body.dataset.live));
+if (isServed() && SECTIONS === RUN) followStages();

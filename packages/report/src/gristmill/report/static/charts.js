@@ -35,34 +35,6 @@ function axes(box, x, y, xTicks, yTicks, xLabel, yLabel, formatX = short, format
   ];
 }
 
-// series: [{name, color, x, y, faint?: y values, dots: bool, dashed: bool}]; null y values break the line.
-function lineChart({ series, width = 440, height = 260, xLabel, yLabel, yRange }) {
-  const box = [52, 28, width - 14, height - 42];
-  const xs = series.flatMap((one) => one.x);
-  const ys = series.flatMap((one) => [...one.y, ...(one.faint || [])]).filter(known);
-  const [lowY, highY] = yRange || padded(ys);
-  const x = scale(Math.min(...xs, 0), Math.max(...xs), box[0], box[2]);
-  const y = scale(lowY, highY, box[3], box[1]);
-  const path = (one, values) => {
-    let pen = "M";
-    return one.x.map((at, index) => {
-      if (!known(values[index])) { pen = "M"; return ""; }
-      const point = `${pen}${x(at).toFixed(1)} ${clamp(y(values[index]), box[1], box[3]).toFixed(1)}`;
-      pen = "L";
-      return point;
-    }).join("");
-  };
-  return svg(width, height, `${yLabel} over ${xLabel}`,
-    axes(box, x, y, ticks(Math.min(...xs, 0), Math.max(...xs), 4), ticks(lowY, highY, 5), xLabel, yLabel, short, (tick) => decimal(tick, 3)),
-    series.map((one) => [
-      one.faint && s("path", { class: `line faint stroke-${one.color}`, d: path(one, one.faint) }),
-      s("path", { class: `line stroke-${one.color}${one.dashed ? " dashed" : ""}`, d: path(one, one.y) }, tip(one.name)),
-      (one.dots ? one.x.map((_, index) => index) : pick(one.x.length, 24)).map((index) => known(one.y[index]) &&
-        s("circle", { class: one.dots ? `fill-${one.color}` : "hover", cx: x(one.x[index]), cy: clamp(y(one.y[index]), box[1], box[3]), r: one.dots ? 3 : 6 },
-          tip(`${one.name}: ${decimal(one.y[index])} at ${short(one.x[index])}`))),
-    ]));
-}
-
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const pick = (length, wanted) => Array.from({ length: Math.min(length, wanted) }, (_, index) => Math.round((index * (length - 1)) / Math.max(Math.min(length, wanted) - 1, 1)));
 
@@ -142,41 +114,16 @@ function intervalChart({ rows, xLabel, left, right, width = 880 }) {
     }));
 }
 
-// Share of load per layer (rows) and expert (columns), as a multiple of the even share: 1 is balanced.
-function heatMap({ load, names, width = 440 }) {
-  const layers = load.length, experts = Math.max(...load.map((row) => row.length));
-  const box = [46, 26, width - 8, 0];
-  const cell = (box[2] - box[0]) / experts;
-  const tall = clamp(cell, 14, 22);
-  const height = box[1] + tall * layers + 42;
-  const every = Math.ceil(18 / cell);
-  return svg(width, height, "Router load by layer and expert",
-    s("text", { class: "label", x: 6, y: 16 }, "layer"),
-    load.map((row, layer) => [
-      s("text", { class: "tick", x: box[0] - 6, y: box[1] + tall * (layer + 0.5) + 4, "text-anchor": "end" }, String(names[layer])),
-      row.map((share, expert) => {
-        const multiple = share * row.length;
-        return s("rect", { class: "heat", fill: heat(multiple), x: box[0] + cell * expert, y: box[1] + tall * layer, width: cell - Math.min(cell * 0.08, 1), height: tall - 1 },
-          tip(`layer ${names[layer]}, expert ${expert}: ${percent(share)} of tokens, ${decimal(multiple, 3)} × the even share`));
-      }),
-    ]),
-    Array.from({ length: experts }, (_, expert) => expert % every === 0 &&
-      s("text", { class: "tick", x: box[0] + cell * (expert + 0.5), y: box[1] + tall * layers + 14, "text-anchor": "middle" }, String(expert))),
-    s("text", { class: "label", x: (box[0] + box[2]) / 2, y: box[1] + tall * layers + 32, "text-anchor": "middle" }, "expert"));
-}
-
-// Diverging and colour-blind safe: blue starved, pale balanced, orange overloaded; by log2 of the multiple, from 1/4 to 4.
+// Diverging and colour-blind safe: blue starved, balanced like the page, orange overloaded; by log2 of the multiple, from 1/4 to 4.
 function heat(multiple) {
   const at = clamp(Math.log2(Math.max(multiple, 1e-6)) / 2, -1, 1);
-  const middle = [240, 238, 230], end = at < 0 ? [0, 82, 138] : [190, 77, 0];
-  const mix = middle.map((value, index) => Math.round(value + (end[index] - value) * Math.abs(at) ** 0.8));
-  return `rgb(${mix.join(" ")})`;
+  return `color-mix(in srgb, var(${at < 0 ? "--low" : "--high"}) ${(100 * Math.abs(at) ** 0.8).toFixed(1)}%, var(--even))`;
 }
 
 function heatLegend() {
   const stops = [0.25, 0.35, 0.5, 0.71, 1, 1.41, 2, 2.83, 4];
   return h("p", { class: "legend" }, h("span", {}, "load, × the even share: ¼ or less"),
-    s("svg", { width: stops.length * 18, height: 12, role: "img", "aria-label": "from blue (a quarter or less) over pale (even) to orange (four times or more)" },
+    s("svg", { width: stops.length * 18, height: 12, role: "img", "aria-label": "from blue (a quarter or less) over the page's colour (even) to orange (four times or more)" },
       stops.map((stop, index) => s("rect", { x: index * 18, y: 0, width: 17, height: 12, fill: heat(stop) }, tip(`${stop} ×`)))),
     h("span", {}, "4 or more"));
 }

@@ -1,112 +1,80 @@
-// Panels about the documents: how the run went, what each rule dropped, what was measured, duplicates, quarantine.
+// Panels about the documents: what each rule dropped, what was measured, duplicates, quarantine.
 
 const sourceColor = (sources, name) => Math.max(sources.indexOf(name), 0) % 8;
 
-function panelStages(data) {
-  const nodes = data.nodes;
-  if (!nodes.length) return h("p", { class: "quiet" }, "run.json lists no stages yet.");
-  const ordered = lanes(nodes);
-  const slowest = Math.max(...nodes.map((node) => node.seconds || 0), 1e-9);
-  const wide = Math.max(...ordered.map((row) => row.width));
-  return figure("Every stage in the order in which it can run; lines lead from a stage to those that need it.",
-    table("Stages of the run", [
-      { head: "", class: "graph", cell: (row) => laneCell(row, wide) },
-      { head: "stage", class: "name", cell: (row) => h("span", { title: `${row.node.kind || "stage"}; needs ${(row.node.requires || []).join(", ") || "nothing"}` }, row.node.name) },
-      { head: "state", cell: (row) => [h("span", { class: `state ${row.node.status}` }, row.node.status), row.node.error && h("p", { class: "error-text" }, row.node.error)] },
-      { head: "partitions", number: true, cell: (row) => partitions(row.node) },
-      { head: "seconds", cell: (row) => timeBar(row.node.seconds, slowest) },
-      { head: "counted", class: "counts", cell: (row) => Object.entries(row.node.counts || {}).map(([name, value]) => h("span", {}, `${decimal(value)} ${words(name)}`)) },
-    ], ordered, { class: "stages" }));
+// The funnel as it is drawn: groups (sources or languages), and per rule what is left of each and what was dropped.
+function funnelBySource(data, unit) {
+  const first = data.rules[0];
+  const groups = [...data.sources].sort((a, b) => first.by_source[b][unit] - first.by_source[a][unit]);
+  return { groups, colors: groups.map((name) => sourceColor(data.sources, name)), filter: (name) => ({ source: name }), rows: data.rules.map((row, index) => ({
+    rule: row.rule, left: groups.map((name) => row.by_source[name][unit]),
+    dropped: groups.map((name) => (index ? data.rules[index - 1] : row).by_source[name][unit] - row.by_source[name][unit]),
+  })) };
 }
 
-function partitions(node) {
-  if (!node.partitions) return "–";
-  const cached = node.partitions_cached ? `, ${node.partitions_cached} cached` : "";
-  return `${node.partitions_done ?? 0} of ${node.partitions}${cached}`;
-}
-
-function timeBar(seconds, slowest) {
-  const width = known(seconds) ? Math.max((seconds / slowest) * 110, seconds > 0 ? 1 : 0) : 0;
-  return h("span", { class: "time" }, s("svg", { width: 112, height: 10, "aria-hidden": "true" }, s("rect", { class: "fill-time", width, height: 10, rx: 1 })), h("span", {}, duration(seconds)));
-}
-
-// As `git log --graph` does it: each line from a stage to one that needs it keeps a lane of its own until it arrives.
-function lanes(nodes) {
-  const byName = new Map(nodes.map((node) => [node.name, node]));
-  const needs = new Map(nodes.map((node) => [node.name, (node.requires || []).filter((name) => byName.has(name) && name !== node.name)]));
-  const ordered = [], placed = new Set();
-  while (ordered.length < nodes.length) {
-    const next = nodes.find((node) => !placed.has(node.name) && needs.get(node.name).every((name) => placed.has(name)))
-      || nodes.find((node) => !placed.has(node.name)); // a circle cannot run, but must not hang the page
-    if (!next) break;
-    placed.add(next.name);
-    ordered.push(next);
-  }
-  const above = new Map();
-  for (const node of ordered) above.set(node.name, new Set(needs.get(node.name).flatMap((name) => [name, ...(above.get(name) || [])])));
-  const direct = (node) => needs.get(node.name).filter((name) => !needs.get(node.name).some((other) => other !== name && above.get(other)?.has(name)));
-  let held = []; // lane -> {child} of the edge that runs in it
-  const free = () => { const lane = held.findIndex((edge) => !edge); return lane < 0 ? held.length : lane; };
-  return ordered.map((node) => {
-    const arriving = held.flatMap((edge, lane) => (edge && edge === node.name ? [lane] : []));
-    const passing = held.flatMap((edge, lane) => (edge && edge !== node.name ? [lane] : []));
-    for (const lane of arriving) held[lane] = null;
-    const own = arriving.length ? arriving[0] : free();
-    const leaving = [];
-    for (const child of ordered.filter((other) => direct(other).includes(node.name))) {
-      const lane = leaving.length === 0 ? own : free();
-      held[lane] = child.name;
-      leaving.push(lane);
-    }
-    return { node, own, arriving, passing, leaving, width: Math.max(own, held.length - 1, ...passing, 0) + 1 };
-  });
-}
-
-// Drawn from the middle of the row up and down past its edges, so that rows of any height join.
-function laneCell(row, wide) {
-  const reach = 17, far = 2000, width = wide * 13 + 6, x = (lane) => 9 + lane * 13;
-  const half = (lane, way) => `M${x(row.own)} 0C${x(row.own)} ${way * 8} ${x(lane)} ${way * 8} ${x(lane)} ${way * reach}V${way * far}`;
-  return h("div", {},
-    s("svg", { width, height: 1, "aria-hidden": "true" }),
-    s("svg", { class: "lanes", width, "aria-hidden": "true" }, s("svg", { y: "50%", overflow: "visible" },
-      row.passing.map((lane) => s("path", { class: "lane", d: `M${x(lane)} ${-far}V${far}` })),
-      row.arriving.map((lane) => s("path", { class: "lane", d: half(lane, -1) })),
-      row.leaving.map((lane) => s("path", { class: "lane", d: half(lane, 1) })),
-      s("circle", { class: `node ${row.node.status}`, cx: x(row.own), cy: 0, r: 5 }))));
+function funnelByLanguage(data, unit) {
+  return { groups: data.groups, colors: data.groups.map((_, index) => index % 8), filter: (name) => (name === "(others)" ? null : { language: name }),
+    rows: data.rules.map((row) => ({ rule: row.rule, left: row[unit] || row.documents, dropped: row[`dropped_${unit}`] || row.dropped_documents })) };
 }
 
 function panelFunnel(data, state, change) {
-  const unit = state.unit || "documents", dropped = `dropped_${unit}`;
+  const unit = state.unit || "documents", by = state.funnel_by || "source", dropped = `dropped_${unit}`;
   const first = data.rules[0], last = data.rules.at(-1);
   const sources = [...data.sources].sort((a, b) => first.by_source[b][unit] - first.by_source[a][unit]);
-  const policy = new Map((data.policy?.rules || []).map((rule) => [rule.name, rule]));
   const most = data.rules.slice(1).filter((row) => row.rule !== "quarantined").reduce((a, b) => (b[dropped] > (a?.[dropped] ?? 0) ? b : a), null);
+  const policy = new Map((data.policy?.rules || []).map((rule) => [rule.name, rule]));
   return [
     h("p", { class: "lead" }, `Of ${count(first[unit])} ${unit} the policy ${data.policy?.name ? `“${data.policy.name}” ` : ""}keeps ${count(last[unit])} (${percent(last[unit], first[unit])}). `,
-      most && `The rule that drops most is ${words(most.rule)}: ${count(most[dropped])} ${unit}, ${percent(most[dropped], first[unit])} of the input.`),
-    choice("Count", [["documents", "documents"], ["tokens", "tokens"]], unit, (value) => change({ unit: value })),
-    figure(`What is left after each rule, in the order in which the policy asks. Full width is the input, ${count(first[unit])} ${unit}; the hatched part was dropped by that rule.`,
-      legend([...sources.map((name) => [sourceColor(data.sources, name), name]), ["hatch", "dropped by the rule"]]),
-      table("Funnel by rule", [
-        { head: "rule", class: "name", cell: (row) => row.rule === "(all)" ? "all documents" : [words(row.rule), row.rule === "quarantined" ? h("span", { class: "note" }, "a stage could not handle them") : ruleNote(policy.get(row.rule))] },
-        { head: "share of the input", class: "bar", cell: (row) => funnelBar(row, first[unit], data.sources, sources, unit) },
-        { head: `${unit} left`, number: true, cell: (row) => count(row[unit]) },
-        { head: "dropped here", number: true, cell: (row) => (row === first ? "" : row[dropped] ? "−" + count(row[dropped]) : "0") },
-        { head: "of previous", number: true, cell: (row) => (row === first ? "" : percent(row[dropped], row[unit] + row[dropped])) },
-        { head: "of input", number: true, cell: (row) => (row === first ? "" : percent(row[dropped], first[unit])) },
-      ], data.rules, { class: "funnel" })),
+      most && ["The rule that drops most is ", lead({ rule: most.rule }, words(most.rule)), `: ${count(most[dropped])} ${unit}, ${percent(most[dropped], first[unit])} of the input.`]),
+    h("div", { class: "choices" },
+      choice("Count", [["documents", "documents"], ["tokens", "tokens"]], unit, (value) => change({ unit: value })),
+      choice("By", [["source", "source"], ["language", "language"]], by, (value) => change({ funnel_by: value }))),
+    by === "source" ? funnelFigures(funnelBySource(data, unit), by, unit, policy) : answered("funnel_by_language", {}, (found) => funnelFigures(funnelByLanguage(found, unit), by, unit, policy)),
     figure("Each source before and after the policy.",
       table("Sources before and after", [
-        { head: "source", class: "name", cell: (name) => name },
+        { head: "source", class: "name", cell: (name) => lead({ source: name }, name), value: (name) => name },
         { head: "kept share of its tokens", class: "bar", cell: (name) => shareBar(last.by_source[name].tokens, first.by_source[name].tokens, sourceColor(data.sources, name)) },
         ...["documents", "tokens"].flatMap((one) => [
-          { head: `${one} in`, number: true, cell: (name) => count(first.by_source[name][one]) },
-          { head: "kept", number: true, cell: (name) => count(last.by_source[name][one]) },
-          { head: "share kept", number: true, cell: (name) => percent(last.by_source[name][one], first.by_source[name][one]) },
+          { head: `${one} in`, number: true, cell: (name) => lead({ source: name }, count(first.by_source[name][one])), value: (name) => first.by_source[name][one] },
+          { head: `${one} kept`, number: true, cell: (name) => lead({ source: name, outcome: "kept" }, count(last.by_source[name][one])), value: (name) => last.by_source[name][one] },
+          { head: `share of ${one} kept`, number: true, cell: (name) => percent(last.by_source[name][one], first.by_source[name][one]) },
         ]),
-        { head: "share of mixture, before → after", number: true, cell: (name) => `${percent(first.by_source[name].tokens, first.tokens)} → ${percent(last.by_source[name].tokens, last.tokens)}` },
+        { head: "share of mixture, before → after", number: true, cell: (name) => `${percent(first.by_source[name].tokens, first.tokens)} → ${percent(last.by_source[name].tokens, last.tokens)}`, value: (name) => last.by_source[name].tokens / last.tokens },
       ], sources)),
   ];
+}
+
+function funnelFigures(funnel, by, unit, policy) {
+  const { groups, rows } = funnel, all = total(rows[0].left);
+  const legendItems = groups.slice(0, 12).map((name, index) => [funnel.colors[index], name]);
+  const dropping = rows.slice(1).filter((row) => total(row.dropped) > 0);
+  const shown = groups.slice(0, 12);
+  const cell = (row, index) => (row.dropped[index] ? groupLead(funnel, groups[index], { rule: row.rule }, count(row.dropped[index])) : "0");
+  return [
+    figure(`What is left after each rule, in the order in which the policy asks. Full width is the input, ${count(all)} ${unit}; the hatched part was dropped by that rule. Colours are ${by}s. Each bar and number leads to its documents.`,
+      legend([...legendItems, ["hatch", "dropped by the rule"]]),
+      table("Funnel by rule", [
+        { head: "rule", class: "name", cell: (row) => row.rule === "(all)" ? "all documents" : [words(row.rule), row.rule === "quarantined" ? h("span", { class: "note" }, "a stage could not handle them") : ruleNote(policy.get(row.rule))], value: (row) => row.rule },
+        { head: "share of the input", class: "bar", cell: (row) => funnelBar(row, all, funnel, unit) },
+        { head: `${unit} left`, number: true, cell: (row) => lead(leftOf(row), count(total(row.left))), value: (row) => total(row.left) },
+        { head: "dropped here", number: true, cell: (row) => (row === rows[0] ? "" : total(row.dropped) ? lead({ rule: row.rule }, "−" + count(total(row.dropped))) : "0"), value: (row) => total(row.dropped) },
+        { head: "of previous", number: true, cell: (row) => (row === rows[0] ? "" : percent(total(row.dropped), total(row.left) + total(row.dropped))) },
+        { head: "of input", number: true, cell: (row) => (row === rows[0] ? "" : percent(total(row.dropped), all)) },
+      ], rows, { class: "funnel" })),
+    dropping.length > 0 && h("details", { class: "more" }, h("summary", {}, `What each rule dropped, by ${by}, in ${unit}`),
+      table(`Dropped ${unit} by rule and ${by}`, [
+        { head: "rule", class: "name", cell: (row) => words(row.rule), value: (row) => row.rule },
+        ...shown.map((name, index) => ({ head: name, number: true, cell: (row) => cell(row, index), value: (row) => row.dropped[index] })),
+        { head: "in all", number: true, cell: (row) => lead({ rule: row.rule }, count(total(row.dropped))), value: (row) => total(row.dropped) },
+      ], dropping, { class: "slim" })),
+  ];
+}
+
+const leftOf = (row) => (row.rule === "(all)" ? {} : { rule: row.rule, how: "left" });
+
+function groupLead(funnel, name, filter, ...content) {
+  const own = funnel.filter(name);
+  return own ? lead({ ...filter, ...own }, content) : content;
 }
 
 function ruleNote(rule) {
@@ -129,19 +97,19 @@ function boundsText(one) {
   return [range, labels].filter(Boolean).join(", ");
 }
 
-function funnelBar(row, whole, sources, order, unit) {
-  const width = 270;
+function funnelBar(row, whole, funnel, unit) {
+  const width = 270, gone = total(row.dropped), left = total(row.left);
   const x = (value) => (whole ? (value / whole) * width : 0);
   let at = 0;
-  return s("svg", { class: "chart", width, height: 20, viewBox: `0 0 ${width} 20`, role: "img", "aria-label": `${percent(row[unit], whole)} left` },
+  return s("svg", { class: "chart", width, height: 20, viewBox: `0 0 ${width} 20`, role: "img", "aria-label": `${percent(left, whole)} left` },
     s("rect", { class: "bar-ground", width, height: 20 }),
-    order.map((name) => {
-      const value = row.by_source[name][unit];
-      const bar = s("rect", { class: `fill-${sourceColor(sources, name)}`, x: x(at), y: 2, width: Math.max(x(value) - 0.5, 0), height: 16 }, tip(`${name}: ${count(value)} ${unit} left`));
+    funnel.groups.map((name, index) => {
+      const value = row.left[index], own = funnel.filter(name);
+      const bar = s("rect", { class: `fill-${funnel.colors[index]}`, x: x(at), y: 2, width: Math.max(x(value) - 0.5, 0), height: 16 }, tip(`${name}: ${count(value)} ${unit} left`));
       at += value;
-      return bar;
+      return own ? svgLead({ ...leftOf(row), ...own }, bar) : bar;
     }),
-    s("rect", { class: "fill-hatch", x: x(at), y: 2, width: x(row[`dropped_${unit}`]), height: 16 }, tip(`dropped here: ${count(row[`dropped_${unit}`])} ${unit}`)));
+    gone > 0 && svgLead({ rule: row.rule }, s("rect", { class: "fill-hatch", x: x(at), y: 2, width: x(gone), height: 16 }, tip(`dropped here: ${count(gone)} ${unit}`))));
 }
 
 function shareBar(part, whole, color) {
@@ -158,7 +126,7 @@ function panelMeasures(data) {
       legend(sides.map(([name, color]) => [color, name])),
       table("Measured values", [
         { head: "stage", class: "name", cell: (row) => (first(row) ? h("b", {}, row.stage) : h("span", { class: "unseen" }, row.stage)) },
-        { head: "value", class: "name", cell: (row) => words(row.column) + (row.flag ? ", share of yes" : "") },
+        { head: "value", class: "name", cell: (row) => [lead({ sort: `${row.stage}.${row.column}`, order: "falling" }, words(row.column)), row.flag && ", share of yes"], value: (row) => row.column },
         { head: "range", class: "bar", cell: (row) => rangePlot(sides.map(([name, color]) => ({ name, class: color, range: row[name] }))) },
         ...sides.map(([name]) => ({ head: `median ${name}`, number: true, cell: (row) => decimal(row[name]?.[1]) })),
         { head: "measured", number: true, cell: (row) => percent(row.measured) },
@@ -166,19 +134,22 @@ function panelMeasures(data) {
     data.labels.map((label) => figure(`Labels of ${label.column}, the ${label.values.length} most frequent of ${count(label.distinct)}.`,
       table(label.column, [
         { head: "label", class: "name", cell: (row) => row.name },
-        { head: "documents", number: true, cell: (row) => count(row.documents) },
-        { head: "kept", number: true, cell: (row) => count(row.kept) },
+        { head: "documents", number: true, cell: (row) => labelLead(label, row, {}, count(row.documents)), value: (row) => row.documents },
+        { head: "kept", number: true, cell: (row) => (known(row.kept) ? labelLead(label, row, { outcome: "kept" }, count(row.kept)) : "–"), value: (row) => row.kept },
         { head: "share of the label kept", class: "bar", cell: (row) => (known(row.kept) ? shareBar(row.kept, row.documents, "kept") : "–") },
         { head: "share", number: true, cell: (row) => (known(row.kept) ? percent(row.kept, row.documents) : "–") },
       ], label.values, { class: "slim" }))),
   ];
 }
 
+// Of labels the reader can filter by the language alone.
+const labelLead = (label, row, filter, ...content) => (label.column === "language.label" ? lead({ ...filter, language: row.name }, content) : content);
+
 function panelQuarantine(data) {
   if (!data.total) return h("p", { class: "lead" }, "Every input could be read; nothing was set aside.");
   return [
     h("p", { class: "lead" }, `${count(data.total - (data.unhandled || 0))} inputs could not be read${known(data.documents) ? `, beside ${count(data.documents)} documents that could` : ""}.`,
-      data.unhandled > 0 && ` Of these, stages could not handle ${count(data.unhandled)}, each counted where it happened; the policy neither keeps nor drops them.`),
+      data.unhandled > 0 && [` Of these, stages could not handle ${count(data.unhandled)}, each counted where it happened; the policy neither keeps nor drops `, lead({ outcome: "quarantined" }, "these documents"), "."]),
     table("Quarantined inputs by reason", [
       { head: "reason", class: "name", cell: (row) => row.reason },
       { head: data.unhandled ? "inputs or documents" : "inputs", number: true, cell: (row) => count(row.count) },

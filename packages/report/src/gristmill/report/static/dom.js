@@ -111,17 +111,6 @@ function duration(seconds) {
 const words = (name) => String(name).replaceAll("_", " ");
 const total = (numbers) => numbers.reduce((sum, value) => sum + (value || 0), 0);
 
-// columns: [{head, cell(row) -> node or text, number: true}].
-function table(caption, columns, rows, options = {}) {
-  const cell = (tag, column, content, scope) => h(tag, { class: column.number ? "number" : column.class, scope }, content);
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    h("table", { class: options.class },
-      h("caption", { class: options.caption ? null : "unseen" }, caption),
-      h("thead", {}, h("tr", {}, columns.map((column) => cell("th", column, column.head, "col")))),
-      h("tbody", {}, rows.map((row) => h("tr", { class: options.row ? options.row(row) : null },
-        columns.map((column, index) => cell(index ? "td" : "th", column, column.cell(row), index ? null : "row")))))));
-}
-
 // The same choice among a few, everywhere: buttons that say which is pressed.
 function choice(label, options, chosen, pick) {
   return h("div", { class: "choice", role: "group", "aria-label": label },

@@ -15,11 +15,13 @@ function panelHeads(data, state, change) {
       bundle.splits.length > 1 && choice("Split", bundle.splits.map((one) => [one.name, one.name]), split.name, (value) => change({ split: value }))),
     judgeSentence(bundle.training),
     split && splitFigures(split),
-    bundle.exits && exitsFigure(bundle.exits, split?.name, bundle.calibration.certificate),
+    bundle.exits && exitsFigure(bundle.exits, split?.name, bundle.calibration),
     h("h3", {}, "Thresholds by source"),
-    bundle.calibration.groups ? calibrationTable(bundle.calibration) : absent(bundle.calibration),
+    bundle.calibration.groups ? calibrationTable(bundle.calibration, bundle.training.judge_shipped) : absent(bundle.calibration),
     h("h3", {}, "Drift"),
     data.drift.sources ? driftTable(data.drift.sources.filter((row) => row.rubric === bundle.name)) : absent(data.drift),
+    h("h3", {}, "The card"),
+    bundle.card ? headsCard(bundle, split) : absent({ missing: `heads/${bundle.name}/scorer.json`, made_by: "scorer train-heads" }),
   ];
 }
 
@@ -87,10 +89,22 @@ function reliabilityFigures(split) {
     drawn.length > 0 && figure(`Reliability of the predicted quality: means of equal groups, with intervals of the grade; on the dashed line the prediction is what the oracle gave. Expected calibration error: ${drawn.map((one) => `${one.head} ${fixed(one.ece, 3)}${one.ece_ci95 ? ` (${fixed(one.ece_ci95[0], 3)} to ${fixed(one.ece_ci95[1], 3)})` : ""}`).join(", ")}.`,
       drawn.length > 1 && legend(drawn.map((one, index) => [index, one.head])),
       reliabilityChart(drawn.map((one, color) => ({ name: one.head, color, bins: one.bins })), "predicted quality", "oracle's quality")),
+    drawn.length > 0 && reliabilityTable(split, drawn),
     split.chances.length > 0 && figure(`Reliability of the chance that a grade reaches a level, ${split.head}, after an isotonic map fitted on other documents; one line per level, points of at least ${FEW} documents, mean Brier score ${fixed(meanOf(split.chances, "brier"), 3)} against ${fixed(meanOf(split.chances, "base"), 3)} for saying each level's frequency.`,
       legend(split.chances[0].levels.map((level, index) => [index % 8, `at least ${level.level}`])),
       h("div", { class: "multiples narrow" }, split.chances.map((one) => h("div", {}, h("h4", {}, words(one.dimension)),
         reliabilityChart(one.levels.map((level, index) => ({ name: `at least ${level.level}`, color: index % 8, bins: level.bins.filter((bin) => bin.n >= FEW), bare: true })), "chance", "frequency", [0, 1], 208, 190))))));
+}
+
+// The bins of the chart as they are, with what each counts.
+function reliabilityTable(split, drawn) {
+  return table(`Reliability of the predicted quality on split ${split.name}`, [
+    { head: "head", class: "name", cell: (row) => row.head },
+    { head: "n", number: true, cell: (row) => count(row.n), value: (row) => row.n },
+    { head: "predicted, mean", number: true, cell: (row) => fixed(row.predicted, 3), value: (row) => row.predicted },
+    { ...estimated("graded, mean", "observed", 3), value: (row) => row.observed },
+    { head: "graded − predicted", number: true, cell: (row) => signed(row.observed - row.predicted, 3), value: (row) => row.observed - row.predicted },
+  ], drawn.flatMap((one) => one.bins.map((bin) => ({ ...bin, head: one.head }))), { class: "measures" });
 }
 
 const FEW = 10;
@@ -121,15 +135,18 @@ function reliabilityChart(series, xLabel, yLabel, range, width = 440, height = 3
 }
 
 // Compute saved over the share of good documents lost; far right nobody would go, so the axis ends at 30 %.
-function exitsFigure(exits, wanted, certificate) {
+function exitsFigure(exits, wanted, calibration) {
+  const { certificate } = calibration, all = calibration.groups?.find((group) => group.name === "(all)");
   const split = exits.splits.find((one) => one.name === wanted) || exits.splits[0];
   if (exits.probe === exits.judge) return h("p", { class: "lead" }, `Without a judge nothing exits early: every document is read up to block ${exits.probe} of ${exits.layers}.`);
-  const most = 0.3;
+  // Where the calibration stands: what exits at the thresholds that were set, and what that was seen to lose.
+  const now = known(all?.exit_rate) && all.oracle?.n > 0 && { lost: all.oracle.rate, upper: all.oracle.upper, exits: all.exit_rate, saved: all.exit_rate * (1 - exits.probe / exits.judge), saved_full: 1 - (exits.probe + (1 - all.exit_rate) * (exits.judge - exits.probe)) / exits.layers };
+  const most = Math.max(0.3, now ? Math.min(now.upper * 1.05, 1) : 0);
   const kinds = [["against the oracle", "false_drop", 0], ["its 95 % upper bound", "false_drop_upper", 1], ["against the judge", "false_drop_judge", 2]].filter(([, key]) => split[key]);
   const chart = (saving, yLabel) => {
     const width = 440, height = 280, box = [52, 28, width - 14, height - 42];
     const inside = kinds.flatMap(([, key]) => split[saving].filter((_, index) => split[key][index] <= most));
-    const [low, high] = [Math.min(...inside, split[saving][0]), Math.max(...inside, split[saving][0] + 0.01)];
+    const [low, high] = [Math.min(...inside, split[saving][0]), Math.max(...inside, split[saving][0] + 0.01, now ? now[saving] : 0)];
     const x = scale(0, most, box[0], box[2]), y = scale(low, high, box[3], box[1]);
     return svg(width, height, `${yLabel} over false drops`,
       axes(box, x, y, ticks(0, most, 6), ticks(low, high, 5), "good documents that exit", yLabel, percent, percent),
@@ -143,14 +160,21 @@ function exitsFigure(exits, wanted, certificate) {
           s("path", { class: `line stroke-${color}${color === 1 ? " dashed" : ""}`, d: points.map((point, index) => `${index ? "L" : "M"}${x(point.lost).toFixed(1)} ${y(point.saved).toFixed(1)}`).join("") }, tip(name)),
           points.map((point) => s("circle", { class: "hover", cx: x(point.lost), cy: y(point.saved), r: 6 }, tip(`${name}: ${percent(point.lost)} lost, ${percent(point.exits)} exit, ${percent(point.saved)} saved`))),
         ];
-      }));
+      }),
+      now && s("g", { class: "operating" }, tip(operatingText(now, all)),
+        s("line", { class: "interval", x1: x(now.lost), x2: x(now.upper), y1: y(now[saving]), y2: y(now[saving]) }),
+        s("line", { class: "interval", x1: x(now.upper), x2: x(now.upper), y1: y(now[saving]) - 5, y2: y(now[saving]) + 5 }),
+        s("circle", { class: "point-now", cx: x(now.lost), cy: y(now[saving]), r: 5.5 }),
+        s("text", { class: "mark-label", x: x(now.upper) + 6, y: y(now[saving]) + 4, "text-anchor": x(now.upper) > width - 90 ? "end" : "start", dy: x(now.upper) > width - 90 ? -10 : 0 }, "as calibrated")));
   };
-  return figure(`What early exits spare over what they lose, on split ${split.name} (${count(split.n_good)} good documents): probe after block ${exits.probe}, judge after block ${exits.judge} of ${exits.layers}. Left: of running every document to the judge. Right: of the full backbone, whose last blocks nobody runs. Exits are by rank within each source.`,
+  return figure(`${now ? `As calibrated: ${operatingText(now, all)} ` : ""}What early exits spare over what they lose, on split ${split.name} (${count(split.n_good)} good documents): probe after block ${exits.probe}, judge after block ${exits.judge} of ${exits.layers}. Left: of running every document to the judge. Right: of the full backbone, whose last blocks nobody runs. Exits are by rank within each source.`,
     legend(kinds.map(([name, , color]) => [color, name])),
     h("div", { class: "columns" }, chart("saved", "compute saved, of running all to the judge"), chart("saved_full", "compute saved, of the full backbone")));
 }
 
-function calibrationTable(data) {
+const operatingText = (now, all) => `${percent(now.exits)} of ${count(all.n)} unlabelled documents exit early, which saves ${percent(now.saved)} of running all to the judge; ${count(all.oracle.errors)} of ${count(all.oracle.n)} good documents of split certify were lost (${percent(now.lost)}, at most ${percent(now.upper)}).`;
+
+function calibrationTable(data, judged) {
   const drops = (found) => (found && found.n ? [percent(found.errors, found.n), h("span", { class: "interval-text" }, `${count(found.errors)} of ${count(found.n)}, at most ${percent(found.upper)}`)] : "–");
   return [
     thresholdNote(),
@@ -165,7 +189,7 @@ function calibrationTable(data) {
       { head: "false drops, oracle", number: true, cell: (row) => drops(row.oracle) },
       { head: "false drops, judge", number: true, cell: (row) => drops(row.judge) },
     ], data.groups, { class: "measures" }),
-    h("p", { class: "certificate" }, certificateText(data.certificate)),
+    h("p", { class: "certificate" }, judged === false && h("b", {}, "These heads have no judge, so nothing exits early and tau_drop is not used. "), certificateText(data.certificate)),
   ];
 }
 
@@ -194,5 +218,29 @@ function driftTable(rows) {
       { head: "expected", number: true, cell: (row) => (row.keep_range ? `${percent(row.keep_range[0])} to ${percent(row.keep_range[1])}` : "–") },
       { head: "", cell: (row) => (row.drifted ? h("span", { class: "state failed" }, "drifted") : "") },
     ], rows, { class: "measures" }),
+  ];
+}
+
+// What the heads are and on what they stand; what they are not is said as plainly.
+function headsCard(bundle, split) {
+  const { backbone, taps, windows, rubric, taught, versions, ...card } = bundle.card;
+  const facts = [
+    ["rubric", rubric.name], ["backbone", backbone && `${backbone.name}${backbone.revision ? ` @ ${backbone.revision}` : ""}`], ["architecture", backbone && `${backbone.architecture}, ${backbone.layers} blocks, width ${backbone.width}`],
+    ["probe reads after block", taps?.probe], ["judge", card.judge ? `${card.judge}, after block ${taps?.judge}` : "none: the probe's score is the quality"],
+    ["reads at most", windows && `${windows.most} windows of ${count(windows.tokens)} tokens`], ["trained on", known(taught.fit) && `${count(taught.fit)} graded documents${known(taught.windows) ? `, ${count(taught.windows)} windows` : ""}`], ["chosen on", known(taught.select) && `${count(taught.select)} graded documents`],
+    ["heads' weights", known(card.bytes) && `${count(card.bytes)} bytes`], ["seed", card.seed], ["versions", Object.entries(versions || {}).map(([name, value]) => `${name} ${value}`).join(", ")],
+    ["backbone's fingerprint", backbone?.fingerprint], ["labels, sha256", card.labels_sha], ["rubric, sha256", card.rubric_sha],
+  ];
+  const best = split && split.predictors.find((row) => row.name === split.head);
+  return [
+    h("dl", { class: "facts card" }, facts.filter(([, value]) => known(value) && value !== "" && value !== false).map(([name, value]) => h("div", { class: /sha256$|fingerprint$/.test(name) ? "long" : null }, h("dt", {}, name), h("dd", {}, String(value))))),
+    table(`The rubric ${rubric.name}`, [
+      { head: "dimension", class: "name", cell: (row) => words(row.name) },
+      { head: "asked", cell: (row) => row.question },
+      { head: "scale", cell: (row) => `${row.min} to ${row.max}${row.direction === "lower" ? ", lower is better" : ""}` },
+      { head: "weight", number: true, cell: (row) => decimal(row.weight), value: (row) => row.weight },
+    ], rubric.dimensions, { class: "tall" }),
+    h("p", { class: "note" }, h("b", {}, "Limits. "), best && `On split ${split.name} (n = ${count(split.documents)}) the ${split.head}'s Spearman is ${fixed(best.spearman, 2)}${best.spearman_ci95 ? ` (${fixed(best.spearman_ci95[0], 2)} to ${fixed(best.spearman_ci95[1], 2)})` : ""}; by source it stands above. `,
+      "Numbers describe the label sample as it is mixed. The grades are one oracle's: nothing here says what that oracle misses, nor what text does for training. A score compares documents of one source; a source that calibration never saw has no exits."),
   ];
 }

@@ -39,8 +39,9 @@ def flatten(kind: str, values: Mapping[str, Any], layers: Sequence[int]) -> Told
 
 def _numbers(kind: str, values: Mapping[str, Any], layers: Sequence[int]) -> Iterator[tuple[str, float]]:
     if kind == "step":
+        values = {key: value for key, value in values.items() if key not in ("time", "tokens_by_source")}
         inner = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-        plain = {key: value for key, value in values.items() if key not in inner and key != "time"}
+        plain = {key: value for key, value in values.items() if key not in inner}
         values = {"train": plain, **inner}
     else:
         values = {kind: {**values, **values.get("by_source", {})}}

@@ -12,8 +12,8 @@ from typing import Any
 from gristmill.base.errors import DataError
 from gristmill.base.files import read_json
 from gristmill.report.columns import NotThere
+from gristmill.report.heads import ALL
 
-ALL = "(all)"  # the group of calibration.json that a source without its own falls back to
 HEADS = ("judge", "probe", "deployed")
 SPLITS = ("audit", "select")  # the one that nothing was chosen on comes first
 TRAINING = ("judge_shipped", "reason", "probe_spearman", "judge_spearman", "judge_gain_needed")
@@ -71,6 +71,38 @@ def read_thresholds(run: Path) -> dict[str, dict[str, Any]]:
     return _calibration(run / "thresholds" / "calibration.json", "thresholds/", "the thresholds step")[1]
 
 
+def read_promises(run: Path, thresholds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What is promised of each source's thresholds, by the heads that they are from; a source whose are of none of the
+    run's heads is left out.
+
+    own: by its own labels; else `pool` says of which sources together. good, lost, upper: of its own good documents,
+    those that exit, and the upper bound of their share.
+    """
+    calibrations: list[tuple[str, dict[str, Any]]] = []
+    for path in sorted((run / "heads").glob("*/calibration.json")):
+        try:
+            calibrations.append((path.parent.name, _calibration(path, "", "")[0]))
+        except DataError:
+            continue  # the panel of the heads says so
+    found: dict[str, Any] = {}
+    for source, group in thresholds.items():
+        for name, written in calibrations:
+            unseen = {**written["groups"].get(ALL, {}), "tau_drop": None}
+            if group in (*written["groups"].values(), unseen):
+                oracle = group.get("oracle") or {}
+                found[source] = {
+                    "heads": name,
+                    **_picked(written, ("mode", "max_false_drop", "confidence", "bounds", "keep_by", "pool")),
+                    **_picked(group, ("target", "keep_ci95", "n")),
+                    "own": group.get("drop_parent") is None,
+                    "good": oracle.get("n"),
+                    "lost": oracle.get("errors"),
+                    "upper": oracle.get("upper"),
+                }
+                break
+    return found
+
+
 def read_drift(run: Path) -> dict[str, Any]:
     """{"sources": [...]}: scores of each source against those that its thresholds were set on.
 
@@ -94,6 +126,30 @@ def _bundle(path: Path) -> dict[str, Any]:
         "training": _picked(written.get("training") or {}, TRAINING),
         "splits": [_split(name, split) for name, split in splits],
         "exits": _exits(exits) if exits and exits.get("splits") else None,
+        "card": _card(path.parent, written.get("training") or {}),
+    }
+
+
+def _card(folder: Path, training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the heads are, on what they stand and what they were taught; None where scorer.json is not there."""
+    path = folder / "scorer.json"
+    if not path.is_file():
+        return None
+    written = read_json(path)
+    rubric, weights = written.get("rubric") or {}, folder / "heads.safetensors"
+    return {
+        **_picked(written, ("format", "backbone", "taps", "windows", "judge", "labels_sha", "rubric_sha", "versions")),
+        "taught": _picked(training, ("fit", "select", "windows")),
+        "seed": (written.get("training") or {}).get("seed"),
+        "bytes": weights.stat().st_size if weights.is_file() else None,
+        "rubric": {
+            "name": rubric.get("name"),
+            "instruction": rubric.get("instruction"),
+            "dimensions": [
+                _picked(one, ("name", "question", "min", "max", "direction", "weight"))
+                for one in rubric.get("dimensions") or []
+            ],
+        },
     }
 
 

@@ -1,0 +1,1 @@
+"""Documents to read: which ones, what each rule asked of them, their texts in parts, search, clusters and matches."""

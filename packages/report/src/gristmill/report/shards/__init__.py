@@ -1,0 +1,1 @@
+"""Packed datasets as they lie on disk, read by their documented format."""
