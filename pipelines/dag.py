@@ -13,6 +13,7 @@ from typing import Literal
 from duplicates import CLUSTERED, DuplicateConfigs, duplicate_stages
 from gristmill.base.config import load_toml
 from gristmill.base.errors import UsageError
+from gristmill.datapipe.contamination.report import ContaminationReport
 from gristmill.datapipe.duplicate_report import DuplicateReport
 from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
 from gristmill.datapipe.pack import Pack, PackConfig, Publish
@@ -165,10 +166,19 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
     nodes += [
         Select(policy, calibrated=scored),
         DuplicateReport([name for name in CLUSTERED if any(node.name == name for node in nodes)]),
+        *_contamination_report(nodes, config),
         Pack("shards_filtered", "shards/filtered", config.pack, "selection", extra, mixtures),
         Publish("shards_filtered", _place(config.publish)),
     ]
     return ingest, nodes
+
+
+def _contamination_report(nodes: list[Node], config: PipelineConfig) -> list[Node]:
+    """None where nothing was looked for, or of the items no text is at hand."""
+    if all(node.name != "contamination" for node in nodes):
+        return []
+    report = ContaminationReport(config.contamination)
+    return [report] if report.has_texts else []
 
 
 def run(options: RunOptions, folder: Path, ingest: Ingest, nodes: list[Node], name: str, workers: int) -> bool:

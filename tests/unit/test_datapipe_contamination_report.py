@@ -14,8 +14,9 @@ from gristmill.base.errors import DataError, GristmillError
 from gristmill.base.files import write_json
 from gristmill.datapipe import cli
 from gristmill.datapipe.contamination.eval_sets import EvalSetsConfig, locate
-from gristmill.datapipe.contamination.report import contamination_report, lines
+from gristmill.datapipe.contamination.report import ContaminationReport, contamination_report, lines
 from gristmill.datapipe.stages.contamination import Contamination
+from gristmill.datapipe.workflow.stage import open_run
 
 QUESTION = (
     "A miller grinds nine sacks of wheat before noon and twice as many after it; each sack gives forty loaves, and the "
@@ -61,6 +62,16 @@ def run(tmp_path: Path, evals: Path) -> Path:
 def write(folder: Path, number: int, table: pa.Table) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / f"part-{number:05d}.parquet")
+
+
+def test_a_run_keeps_the_report_where_the_sets_have_text(run: Path, evals: Path, tmp_path: Path) -> None:
+    step = ContaminationReport(EvalSetsConfig(sets=(str(evals),)), limit=2)
+    (tmp_path / "out").mkdir()
+    assert step.has_texts and step.run(open_run(run), tmp_path / "out") == {"matched": 3}
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert written == contamination_report(run, locate((str(evals),)), 2)
+    assert written["matches"][0]["texts"]["question"] == QUESTION
+    assert not ContaminationReport(EvalSetsConfig(sets=("bundled",))).has_texts
 
 
 def test_counts_go_by_set_and_source(run: Path) -> None:

@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from gristmill.base.config import check_range
 from gristmill.base.errors import DataError, GristmillError
+from gristmill.base.files import write_json
 from gristmill.base.terminal import shown
 from gristmill.datapipe.arrow import compute as pc
-from gristmill.datapipe.contamination.eval_sets import is_index, read_items, set_name
+from gristmill.datapipe.contamination.eval_sets import EvalSetsConfig, is_index, locate, read_items, set_name
 from gristmill.datapipe.contamination.fields import FieldNames, Item
-from gristmill.datapipe.workflow.stage import Inputs, open_run
+from gristmill.datapipe.workflow.stage import Inputs, Step, open_run
 
 NUMBERS = ("score", "ngram_13", "ngram_8")
 CALLED, ANY, MOST = "score_08", "ngram_13_any", "ngram_8_07"
@@ -26,16 +27,36 @@ CONTEXT, MATCHED, ITEM = 120, 400, 600
 """Characters shown before and after what matched, of what matched, and of each part of an item."""
 
 
+class ContaminationReport(Step):
+    """contamination/report.json: what found_in() finds, with the items' text. For sets that have some: an index has
+    none."""
+
+    name, folder, version = "contamination_report", "contamination", 1
+    requires = ("documents", "contamination", "selection")
+
+    def __init__(self, sets: EvalSetsConfig, limit: int = 100) -> None:
+        """Raises UsageError where a set is not there."""
+        self._files = locate(sets.sets)
+        self._names = FieldNames(sets.question, sets.answer, sets.passage)
+        self.config = {"limit": limit, "fields": self._names}
+
+    @property
+    def has_texts(self) -> bool:
+        return not all(map(is_index, self._files))
+
+    def files(self) -> Sequence[Path]:
+        return self._files
+
+    def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
+        report = found_in(inputs, self._files, self.config["limit"], self._names)
+        write_json(out / "report.json", report)
+        return {"matched": sum(each["matched"] for each in report["sources"])}
+
+
 def contamination_report(
     run: Path, sets: Sequence[Path] = (), limit: int = 20, names: FieldNames | None = None
 ) -> dict[str, Any]:
-    """The report as JSON.
-
-    documents; sets and sources: [{name, documents, matched, score_08, ngram_13_any, ngram_8_07, kept}]. A document is
-    matched where `items` counts one, or one of the two rules on n-grams holds; it counts for the set of its best match.
-    kept are those of matched that the selection keeps (null where there is none yet). matches: at most `limit` of them,
-    the strongest first: id, source, set, item, score, ngram_13, ngram_8, keep, excerpt (pieces {text, matched}) and
-    texts (question, answer and passage of the item; null where `sets` has no text of it).
+    """found_in() a run folder.
 
     Args:
         sets: files of evaluation sets (eval_sets.locate) whose text is shown.
@@ -49,10 +70,22 @@ def contamination_report(
     inputs = open_run(run)
     if not inputs.parts.get("contamination"):
         raise GristmillError(f"{run}: contamination is not measured; run a policy that reads contamination.*")
+    return found_in(inputs, sets, limit, names or FieldNames())
+
+
+def found_in(inputs: Inputs, sets: Sequence[Path], limit: int, names: FieldNames) -> dict[str, Any]:
+    """The report as JSON.
+
+    documents; sets and sources: [{name, documents, matched, score_08, ngram_13_any, ngram_8_07, kept}]. A document is
+    matched where `items` counts one, or one of the two rules on n-grams holds; it counts for the set of its best match.
+    kept are those of matched that the selection keeps (null where there is none yet). matches: at most `limit` of them,
+    the strongest first: id, source, set, item, score, ngram_13, ngram_8, keep, excerpt (pieces {text, matched}) and
+    texts (question, answer and passage of the item; null where `sets` has no text of it).
+    """
     table = _measured(inputs)
     matched = table.filter(table["matched"])
     matches = _strongest(inputs, matched, limit)
-    texts = _texts(sets, {(match["set"], match["item"]) for match in matches}, names or FieldNames())
+    texts = _texts(sets, {(match["set"], match["item"]) for match in matches}, names)
     for match in matches:
         item = texts.get((match["set"], match["item"]))
         match["texts"] = item and {part: getattr(item, part) for part in ("question", "answer", "passage")}
