@@ -28,7 +28,7 @@ class LiveRun:
 
     def report(self) -> tuple[ReportData, str]:
         """All that the page shows at first, and a tag that changes when it does."""
-        return self._keep("report", ("",), lambda: collect(self.folder, self.seed))
+        return self._keep("report", ("",), lambda: collect(self.folder, self.seed, self.kept))
 
     def kept(self, name: str, folders: Sequence[str], make: Callable[[], T]) -> T:
         """What `make` gives, made again only when a file below one of `folders` (relative to the run; "" is all of it)

@@ -31,6 +31,8 @@ from gristmill.report.training import summary, trainings
 T = TypeVar("T")
 Panel = dict[str, Any]
 Labels = tuple[Array, list[str]]
+Kept = Callable[[str, tuple[str, ...], Callable[[], Any]], Any]
+BY_ROW = ("documents", "annotations", "selection", "labels", "audit", "heads", "thresholds", "duplicates")
 SPLITS = ("fit", "select", "certify", "audit")  # of the graded sample, in the order in which the scorer uses them
 NO_DIMENSIONS = {"mass", "seconds", "weight"}  # columns of grades that are no grade, though they are floats
 EXAMPLES_PER_REASON, QUARANTINE_LINES, SNIPPET = 5, 20_000, 400
@@ -58,8 +60,11 @@ class ReportData:
         return as_json(dataclasses.asdict(self))
 
 
-def collect(run: Path, seed: int = 0) -> ReportData:
+def collect(run: Path, seed: int = 0, kept: Kept | None = None) -> ReportData:
     """Read what the page shows of `run`; documents are chosen for reading by `seed`.
+
+    `kept(name, folders, make)` may give again what it made as long as nothing below those folders has changed: what is
+    read row by row takes longest, and run.json changes every second while a run goes on.
 
     Raises:
         UsageError: `run` is no folder.
@@ -68,7 +73,7 @@ def collect(run: Path, seed: int = 0) -> ReportData:
         raise UsageError(f"{run}: no such run folder; give the folder that a pipeline wrote (it holds run.json)")
     stages, funnel = panel_of(lambda: workflow.read(run)), panel_of(lambda: _funnel(run))
     quarantine, compared = panel_of(lambda: _quarantine(run)), panel_of(lambda: comparison.read(run))
-    by_row = _row_panels(run, seed)
+    by_row = kept("by row", BY_ROW, lambda: _row_panels(run, seed)) if kept else _row_panels(run, seed)
     return ReportData(
         overview=_overview(run, stages, funnel, quarantine, compared, by_row),
         stages=stages,
