@@ -4,10 +4,12 @@ the keys, narrow windows; and no script but its own."""
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
-from tests.support.browser import SIZE, page_of, picture, settled
+from tests.support.browser import SIZE, page_of, picture, serving, settled
+from tests.unit.test_report_page import make_run
 
 SECTIONS = "() => [...document.querySelectorAll('main > section')].map(one => one.id)"
 FAILED = (
@@ -134,3 +136,15 @@ def test_no_script_but_the_page_s_own_runs(browser: Browser, address: str) -> No
     assert page.evaluate("() => window.ran") is None
     assert sum("Content Security Policy" in told for told in refused) >= 6, refused
     context.close()
+
+
+def test_a_large_run_is_a_small_page(browser: Browser, tmp_path: Path) -> None:
+    """Sixty thousand documents: what the page holds grows with rules and sources, not with them."""
+    with serving(make_run(tmp_path / "run", documents=60_000, parts=12, text_words=20)) as address:
+        with page_of(browser, address) as page:
+            settled(page)
+            assert page.evaluate(FAILED) == []
+            assert page.evaluate("() => document.documentElement.outerHTML.length") < 3_000_000
+            assert page.evaluate("() => document.querySelectorAll('*').length") < 25_000
+            rows = "() => Math.max(...[...document.querySelectorAll('tbody')].map(one => one.rows.length))"
+            assert page.evaluate(rows) <= 220
