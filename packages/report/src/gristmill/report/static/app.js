@@ -174,6 +174,7 @@ function take(data) {
     else if (changed) change(key, {});
     else document.querySelectorAll(`#${key} .answer`).forEach((one) => one.dispatchEvent(new Event("run-changed")));
   }
+  document.querySelectorAll("nav ol li").forEach((item, index) => item.classList.toggle("absent-item", !SECTIONS[index][3] && !here(report[SECTIONS[index][0]])));
   if (report.overview && JSON.stringify(before.overview) !== JSON.stringify(report.overview)) document.querySelector("header.top").replaceWith(header());
   return all;
 }
