@@ -94,7 +94,11 @@ def test_a_window_and_what_it_leads_to(browser: Browser, address: str, scheme: s
         picture(page, f"shard-{scheme}", "#artifacts")
         name = page.locator("#artifacts table a").first.inner_text()
         page.locator("#artifacts table a").first.click()
-        assert page.url.endswith("#samples") and page.evaluate("() => choices.readerFind") in name
+        assert page.url.endswith("#browse")
+        page.wait_for_function("(id) => document.querySelector('#browse .found .id')?.textContent === id", arg=name)
+        assert page.locator("#browse .found > li").count() == 1
+        page.go_back()
+        assert not page.url.endswith("#browse")
 
 
 def test_a_document_is_found_by_its_id_and_one_that_is_not_there_is_told(browser: Browser, address: str) -> None:

@@ -77,5 +77,5 @@ def signature(run: Path, folders: Sequence[str] = ("",)) -> str:
                     state = os.stat(f"{folder}/{name}")  # noqa: PTH116
                 except FileNotFoundError:
                     continue  # a temporary file that was renamed meanwhile
-                total.update(f"{folder}/{name} {state.st_mtime_ns} {state.st_size}\n".encode())
+                total.update(f"{folder}/{name} {state.st_mtime_ns} {state.st_size}\n".encode("utf-8", "replace"))
     return total.hexdigest()[:32]

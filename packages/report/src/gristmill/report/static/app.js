@@ -117,9 +117,9 @@ function finding(name, into, kept) {
 function verdict(it) {
   if (!it) return [h("span", { class: "big" }, "–"), h("span", { class: "small" }, "no two trainings compared yet")];
   return [
-    h("span", { class: "big word" }, outcome(it.first.winner)),
+    h("span", { class: "big word" }, outcome(it.first)),
     h("span", { class: "small" }, `on ${setName(it.first.name)} (${count(it.first.documents)}), ${it.a} against ${it.b}`),
-    it.others.map((one) => h("span", { class: "small by-set" }, h("b", {}, outcome(one.winner)), `: ${one.sets.map(words).join(", ")}`)),
+    it.others.map((one) => h("span", { class: "small by-set" }, h("b", {}, outcome(one)), `: ${one.sets.map(words).join(", ")}`)),
   ];
 }
 

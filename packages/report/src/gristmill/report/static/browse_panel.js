@@ -8,7 +8,7 @@ function panelBrowse(data, state, change) {
   const set = (chosen) => change({ reader: { ...reader, ...chosen } });
   if (!isServed()) return absent({ unserved: true });
   return [
-    h("p", { class: "lead" }, "Every document of the run, with all that was measured of it. Every count above leads here."),
+    h("p", { class: "lead" }, "Every document of the run, with all that was measured of it. The counts of documents on this page lead here."),
     answered("choices", {}, (all) => readerForm(all, reader, set)),
     answered("documents", documentsQuestion(reader), (page) => documentList(page, reader, set), "documents"),
   ];
@@ -101,7 +101,7 @@ function documentView(found, reader, set, inside) {
       h("button", { type: "button", onclick: () => set({ open: null, part: null, seen: null }) }, "Close")),
     h("dl", { class: "facts" }, [["row of the run", count(found.place)], ["file", known(found.file) ? `${found.file}, row ${count(found.row)}` : null], ["language", found.language], ["tokens as packed", known(found.tokens) ? count(found.tokens) : null], ["bytes", count(text.bytes)], ["created", found.created], ["address", found.url], ["meta", found.meta]]
       .filter(([, value]) => known(value)).map(([name, value]) => h("div", { class: name === "meta" || name === "address" ? "long" : null }, h("dt", {}, name), h("dd", {}, value)))),
-    found.clusters.map((one) => h("p", { class: "note" }, `${KINDS[one.stage] || one.stage}: one of ${count(one.size)} alike; `, one.stays === found.place ? "this one stays." : leadToDocument(one.stays, "the one that stays"))),
+    found.clusters.map((one) => h("p", { class: "note" }, `${KINDS[one.stage] || one.stage}: one of ${count(one.size)} alike; `, one.stays === found.place ? "this is the one to keep." : leadToDocument(one.stays, "the one to keep"))),
     found.spans.length > 0 && h("fieldset", { class: "spans" }, h("legend", {}, "Marked in the text"), found.spans.map((one) => h("label", { class: one.made ? "cut-key" : "found-key" },
       h("input", { type: "checkbox", checked: !off.has(one.title), onchange: () => toggle(one.title) }), `${one.title}${one.made ? "" : " (found, left as it is)"}, ${count(one.spans)} ${one.spans === 1 ? "place" : "places"}, ${count(one.bytes)} bytes`))),
     h("p", { class: "pager" }, h("span", {}, text.parts > 1 ? `Part ${count(text.part)} of ${count(text.parts)}, bytes ${count(text.from)} to ${count(text.to)}.` : "The whole text."),

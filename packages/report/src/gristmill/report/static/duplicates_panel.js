@@ -37,7 +37,7 @@ function clusterStage(stage, state, change, all) {
   ];
 }
 
-// Clusters by size, each with its members and what any of them has otherwise than the one that stays.
+// Clusters by size, each with its members and what any of them has otherwise than the one to keep.
 function clusterBrowser(stage, open, set) {
   const now = { from: 2, to: null, at: 0, row: null, members_at: 0, other: null, ...open };
   const one = { stage, row: now.row, at: now.members_at };
@@ -70,18 +70,18 @@ function clusterCard(group, now, one, set) {
 function clusterLine(line, stays, compared, compare, stage) {
   const mine = line.row === stays;
   return h("div", { class: `member ${outcomeClass(line) || ""}` },
-    h("span", { class: "note" }, `${line.source ?? "no source"} · `, leadToDocument(line.row, line.id), ` · ${count(line.bytes)} bytes, ${outcomeText(line)}`, mine && h("b", {}, " · the one that stays"),
+    h("span", { class: "note" }, `${line.source ?? "no source"} · `, leadToDocument(line.row, line.id), ` · ${count(line.bytes)} bytes, ${outcomeText(line)}`, mine && h("b", {}, " · the one to keep"),
       !mine && h("button", { type: "button", class: "small", "aria-expanded": String(compared === line.row), onclick: () => compare(compared === line.row ? null : line.row) }, "compare")),
     h("div", { class: "excerpt", dir: "auto" }, marked(line.pieces, []), line.after && " …"),
     !mine && compared === line.row && answered("difference", { row: stays, other: line.row }, wordDifference, `difference ${stage}`));
 }
 
-// In the one that stays alone: struck out; in this one alone: underlined.
+// In the one to keep alone: struck out; in this one alone: underlined.
 function wordDifference(found) {
   if (found.same) return h("p", { class: "note" }, `Both texts are the same ${count(found.bytes[0])} bytes.`);
   const node = { "=": (text) => text, "-": (text) => h("del", { class: "minus" }, text), "+": (text) => h("ins", { class: "plus" }, text), "@": (text) => h("span", { class: "note" }, ` … ${text} … `) };
   return [h("div", { class: "text words", dir: "auto", tabindex: "0" }, found.pieces.map(([sign, text]) => (node[sign] || node["="])(text))),
-    h("p", { class: "note" }, "Struck out: only in the one that stays. Underlined: only in this one.", !found.whole && ` Only a part was compared: of each text the first ${count(found.compared)} bytes at most, and there the words after the first difference.`)];
+    h("p", { class: "note" }, "Struck out: only in the one to keep. Underlined: only in this one.", !found.whole && ` Only a part was compared: of each text the first ${count(found.compared)} bytes at most, and there the words after the first difference.`)];
 }
 
 // Parts of texts that stood in the corpus before: how much of the documents they are, and in which sources.
