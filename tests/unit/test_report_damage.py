@@ -21,9 +21,11 @@ from gristmill.report import questions, runs
 from gristmill.report.asked import Asked, AskedWrong
 from gristmill.report.columns import open_rows
 from gristmill.report.desk import policy
-from gristmill.report.live_run import LiveRun
+from gristmill.report.desk.answers import index_of
+from gristmill.report.live_run import LiveFolder, LiveRun
 from gristmill.report.page import render
 from gristmill.report.reading import rules
+from gristmill.report.reading.catalogue import catalogue
 from gristmill.report.run_folder import as_json
 from gristmill.report.training.log import reading
 
@@ -159,6 +161,45 @@ def test_where_calibration_found_no_threshold_a_document_has_to_be_measured_all_
     row = int(np.flatnonzero(expected)[0])
     assert "q" in ask(run, "document", row=row)["outside"]
     assert "q" not in ask(run, "document", row=int(np.flatnonzero(~unscored)[0]))["outside"]
+
+
+def test_the_desk_and_the_reader_understand_a_policy_alike(run: Path) -> None:
+    rule = {"keep": None, "missing": "drop"}
+    asked = [
+        rule
+        | {"name": "words", "column": "heuristics.words", "min": 20, "sources": {"code": {}, "web": {"max": 200.5}}},
+        rule | {"name": "label", "column": "language.label", "allowed": ["en", "xx"], "sources": {"web": {}}},
+        rule | {"name": "bigram", "column": "heuristics.top_bigram_fraction", "max": 0.1},
+        rule | {"name": "judged", "column": "scores.judge", "min": "@tau_drop"},
+        rule | {"name": "scored", "column": "scores.quality", "min": "@tau_keep", "missing": "keep"},
+        rule | {"name": "exit", "column": "scores.exit", "max": 0},
+    ]
+    groups = {"web": {"tau_drop": None, "tau_keep": 0.5}, "(all)": {"tau_drop": 0.25, "tau_keep": None}}
+    (run / "thresholds/calibration.json").write_text(json.dumps({"groups": groups}))
+
+    def applied(one: dict[str, Any], source: str) -> dict[str, Any]:
+        """As the select stage writes it."""
+        own, group = one.get("sources", {}).get(source, one), groups.get(source, groups["(all)"])
+        low, high = (group[it[1:]] if isinstance(it, str) else it for it in (own.get("min"), own.get("max")))
+        return {"min": low, "max": high, "allowed": own.get("allowed", [])}
+
+    told = [rule | one | {"sources": {name: applied(one, name) for name in ("web", "code", "papers")}} for one in asked]
+    told = [{key: one[key] for key in ("name", "column", "keep", "missing", "sources")} for one in told]
+    policy_json = {"name": "p", "rules": told, "policy": {"name": "p", "rule": asked}}
+    (run / "selection/policy.json").write_text(json.dumps(policy_json))
+    index, held = index_of(LiveRun(run)), catalogue(LiveRun(run))
+    checks = {check["name"]: check for check in held.rules}
+    for one in index.written.rules:
+        refused = rules.failing(checks[one.name], held.rows, held.source, held.reason)
+        assert np.array_equal(refused, index.fails(one)), one.name
+        assert one.name == "exit" or 0 < refused.sum() < 300, one.name
+
+
+def test_one_damaged_run_hides_no_other(run: Path) -> None:
+    (run.parent / "other").mkdir()
+    (run.parent / "other/run.json").write_text(DEEP)
+    told = questions.FOLDER_QUESTIONS["runs"](LiveFolder(run.parent), Asked())["runs"]
+    assert [(one["key"], bool(one["error"])) for one in told] == [("other", True), ("run", False)]
 
 
 def test_whole_numbers_are_not_rounded() -> None:
