@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.base.errors import DataError
-from gristmill.base.files import read_json, read_object
+from gristmill.base.files import read_object
 from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import NotThere
 
@@ -116,7 +116,7 @@ def _parsed(kept: Mapping[str, Any]) -> Policy:
 def calibrated(run: Path) -> dict[str, dict[str, Any]]:
     """By source, the thresholds that calibration found; "(all)" stands for sources of which nothing is known."""
     path = run / "thresholds" / "calibration.json"
-    return read_json(path)["groups"] if path.exists() else {}
+    return read_object(path, "calibrate again to have it made", groups=dict)["groups"] if path.exists() else {}
 
 
 def _bounds(values: Mapping[str, Any]) -> Bounds:
