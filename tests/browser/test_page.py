@@ -27,7 +27,8 @@ def test_every_section_draws(browser: Browser, address: str, exported: str, kind
         assert page.evaluate(FAILED) == []
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
         for name in sections if kind == "served" else []:
-            picture(page, f"{name}-{scheme}", f"#{name}")
+            page.evaluate("(name) => document.getElementById(name).scrollIntoView()", name)
+            picture(page, f"{name}-{scheme}")
         picture(page, f"top-{kind}-{scheme}")
 
 
@@ -46,6 +47,13 @@ def test_the_look_follows_the_system_until_it_is_chosen(browser: Browser, export
     with page_of(browser, exported, "dark") as page:
         page.emulate_media(media="print")
         assert not page.locator("nav").is_visible() and not page.locator(".tools").first.is_visible()
+
+
+def test_an_address_with_a_section_leads_to_it_whatever_comes_late_above(browser: Browser, address: str) -> None:
+    with page_of(browser, f"{address}#training") as page:
+        settled(page)
+        page.wait_for_function("() => Math.abs(document.getElementById('training').getBoundingClientRect().top) < 40")
+        assert page.evaluate("() => scrollY > 2000")
 
 
 def test_the_keyboard_reaches_everything(browser: Browser, address: str) -> None:

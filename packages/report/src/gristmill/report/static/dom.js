@@ -74,9 +74,9 @@ function count(value) {
 function short(value) {
   if (!known(value)) return "–";
   for (const [size, name] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
-    if (Math.abs(value) >= size) return trim((value / size).toPrecision(3)) + THIN + name;
+    if (Math.abs(value) >= size) return trim((value / size).toPrecision(3)).replace("-", "−") + THIN + name;
   }
-  return trim(String(Math.round(value * 1000) / 1000));
+  return trim(String(Math.round(value * 1000) / 1000)).replace("-", "−");
 }
 
 function decimal(value, digits = 4) {
