@@ -5,6 +5,7 @@ A pipeline is a `PipelineConfig`; the demo appends training and comparison to th
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -239,5 +240,5 @@ def report(run: Path) -> Path:
         from gristmill.report.page import build as build_page
 
         page = build_page(run)
-    print(f"report: {page}", file=sys.stderr)
+    print(f"report: report open {shlex.quote(str(run))}, or {page}", file=sys.stderr)
     return page

@@ -10,6 +10,7 @@ too small to judge well: the demo shows that the machinery works, not what a lar
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def findings(run: Path, page: Path, seconds: float) -> list[str]:
     return [
         *lines,
         f"published   {run / 'published'}   (shards verify {run / 'published'})",
-        f"look at     {page}   ({seconds:.0f} s in all)",
+        f"look at     report open {shlex.quote(str(run))}   (or {page}; {seconds:.0f} s in all)",
     ]
 
 

@@ -4,10 +4,12 @@ the keys, narrow windows; and no script but its own."""
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
-from tests.support.browser import SIZE, page_of, picture, settled
+from tests.support.browser import SIZE, page_of, picture, serving, settled
+from tests.unit.test_report_page import make_run
 
 SECTIONS = "() => [...document.querySelectorAll('main > section')].map(one => one.id)"
 FAILED = (
@@ -25,7 +27,8 @@ def test_every_section_draws(browser: Browser, address: str, exported: str, kind
         assert page.evaluate(FAILED) == []
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
         for name in sections if kind == "served" else []:
-            picture(page, f"{name}-{scheme}", f"#{name}")
+            page.evaluate("(name) => document.getElementById(name).scrollIntoView()", name)
+            picture(page, f"{name}-{scheme}")
         picture(page, f"top-{kind}-{scheme}")
 
 
@@ -44,6 +47,13 @@ def test_the_look_follows_the_system_until_it_is_chosen(browser: Browser, export
     with page_of(browser, exported, "dark") as page:
         page.emulate_media(media="print")
         assert not page.locator("nav").is_visible() and not page.locator(".tools").first.is_visible()
+
+
+def test_an_address_with_a_section_leads_to_it_whatever_comes_late_above(browser: Browser, address: str) -> None:
+    with page_of(browser, f"{address}#training") as page:
+        settled(page)
+        page.wait_for_function("() => Math.abs(document.getElementById('training').getBoundingClientRect().top) < 40")
+        assert page.evaluate("() => scrollY > 2000")
 
 
 def test_the_keyboard_reaches_everything(browser: Browser, address: str) -> None:
@@ -134,3 +144,15 @@ def test_no_script_but_the_page_s_own_runs(browser: Browser, address: str) -> No
     assert page.evaluate("() => window.ran") is None
     assert sum("Content Security Policy" in told for told in refused) >= 6, refused
     context.close()
+
+
+def test_a_large_run_is_a_small_page(browser: Browser, tmp_path: Path) -> None:
+    """Sixty thousand documents: what the page holds grows with rules and sources, not with them."""
+    run = make_run(tmp_path / "run", documents=60_000, parts=12, text_words=20)
+    with serving(run) as address, page_of(browser, address) as page:
+        settled(page)
+        assert [one for one in page.evaluate(FAILED) if not one.startswith("artifacts")] == []  # it has no tokens
+        assert page.evaluate("() => document.documentElement.outerHTML.length") < 3_000_000
+        assert page.evaluate("() => document.querySelectorAll('*').length") < 25_000
+        rows = "() => Math.max(...[...document.querySelectorAll('tbody')].map(one => one.rows.length))"
+        assert page.evaluate(rows) <= 220

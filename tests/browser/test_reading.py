@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from tests.support.browser import page_of, picture, serving
+from tests.support.browser import page_of, picture, serving, settled
 from tests.support.reading_runs import ATTACKS, make, make_hostile, table
 
 from gristmill.report.page import build
@@ -69,13 +69,16 @@ def test_a_document_is_found_by_its_text_and_shown_with_its_cuts(browser, run: P
         page.locator("#browse select[name=sort]").select_option("scores.quality")
         page.locator("#browse select[name=order]").select_option("nearest")
         expect(page.locator("#browse .found > li").first).to_contain_text(re.compile(r"scores\.quality 0\.(39|40)"))
-        page.locator("#browse button", has_text="Next").first.click()
+        page.locator("#browse button", has_text="Next").last.click()  # at the foot: the next page begins at its head
         expect(page.locator("#browse .pager [role=status]").first).to_contain_text("Documents 21 to 40")
+        expect(page.locator("#browse .pager").first).to_be_in_viewport()
+        assert page.evaluate("document.activeElement.textContent") == "Next"
         page.locator("#browse button", has_text="Clear").click()
         spans = table(run, "annotations/pii")["email"].to_pylist()
         row = next(at for at, one in enumerate(spans) if one and one[1] > one[0])
         page.locator("#browse input[name=id]").fill(f"doc-{row:05d}")
         page.keyboard.press("Enter")
+        settled(page)
         page.locator("#browse .found button", has_text="Read").click()
         cut = page.locator("#browse .document del.cut").first
         expect(cut).to_have_attribute("title", "pii.email: replaced by <EMAIL>")

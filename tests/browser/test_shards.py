@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from tests.support.browser import page_of, picture, serving
 
 from gristmill.base.files import read_json
@@ -86,15 +86,18 @@ def test_a_window_and_what_it_leads_to(browser: Browser, address: str, scheme: s
         picture(page, f"shard-both-{scheme}", "#artifacts .inspector")
         page.locator("#artifacts").get_by_label("or document").fill("2")
         page.locator("#artifacts").get_by_role("button", name="Go").click()
-        page.wait_for_selector(f"{TOKENS} .bound:first-child")
-        assert page.locator(f"{TOKENS} .bound").first.inner_text().startswith("document 2")
+        expect(page.locator(f"{TOKENS} .bound").first).to_contain_text("document 2")
         page.locator("#artifacts").get_by_role("button", name="text", exact=True).click()
         page.get_by_role("button", name="Compare the hashes of this shard").click()
         page.wait_for_selector("#artifacts .state.done")
         picture(page, f"shard-{scheme}", "#artifacts")
         name = page.locator("#artifacts table a").first.inner_text()
         page.locator("#artifacts table a").first.click()
-        assert page.url.endswith("#samples") and page.evaluate("() => choices.readerFind") in name
+        assert page.url.endswith("#browse")
+        page.wait_for_function("(id) => document.querySelector('#browse .found .id')?.textContent === id", arg=name)
+        assert page.locator("#browse .found > li").count() == 1
+        page.go_back()
+        assert not page.url.endswith("#browse")
 
 
 def test_a_document_is_found_by_its_id_and_one_that_is_not_there_is_told(browser: Browser, address: str) -> None:

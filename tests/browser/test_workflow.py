@@ -133,6 +133,7 @@ def test_a_pipeline_is_watched_from_its_first_stage_to_its_last(browser: Browser
                 expect(row(page, node["name"])).to_contain_text(f"{node['partitions_done']} of {node['partitions']}")
             expect(page.locator("#funnel")).to_contain_text("Of 42 documents", timeout=30_000)  # the rest followed too
             expect(page.locator("#quarantine")).to_contain_text("2 inputs could not be read")
+            expect(page.locator("nav li", has_text="What the policy kept")).not_to_have_class("absent-item")
     finally:
         process.kill()
         process.wait()

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def test_it_ends_with_ten_lines_and_what_they_say_is_there(clean: tuple[Path, str]) -> None:
     folder, out = clean
     lines = out.strip().splitlines()
-    assert len(lines) == 10 and lines[0].startswith("documents") and lines[-1].startswith("look at")
+    assert len(lines) == 10 and lines[0].startswith("documents") and lines[-1].startswith("look at     report open ")
     assert (folder / "report" / "index.html").stat().st_size > 50_000
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "done" and {node["status"] for node in record["nodes"]} == {"done"}

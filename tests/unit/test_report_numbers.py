@@ -153,11 +153,11 @@ def test_the_comparison_says_what_happened_set_by_set(run: Path) -> None:
     assert data.overview["verdict"] == {
         "a": "filtered",
         "b": "raw",
-        "first": {"name": "all", "documents": 400, "winner": None},
+        "first": {"name": "all", "documents": 400, "winner": None, "clear": False},
         "others": [
-            {"winner": "filtered", "sets": ["kept by the policy", "web"]},
-            {"winner": "raw", "sets": ["code"]},
-            {"winner": None, "sets": ["papers"]},
+            {"winner": "filtered", "clear": True, "sets": ["kept by the policy", "web"]},
+            {"winner": "raw", "clear": True, "sets": ["code"]},
+            {"winner": None, "clear": True, "sets": ["papers"]},  # too few documents
         ],
     }
     papers = data.comparison["sets"][-1]

@@ -217,7 +217,7 @@ def test_the_funnel_by_language_adds_up(folder: Path, run: LiveRun) -> None:
         ("documents", {"outcome": "lost"}), ("documents", {"rule": "none such"}), ("documents", {"source": "moon"}),
         ("documents", {"language": "xx"}), ("documents", {"sort": "language.label"}), ("documents", {"sort": "x"}),
         ("documents", {"sort": "tokens.count", "order": "nearest"}), ("documents", {"at": "-1"}),
-        ("documents", {"limit": "51"}), ("documents", {"how": "maybe"}), ("documents", {"text": "x" * 10_001}),
+        ("documents", {"limit": "51"}), ("documents", {"how": "maybe"}), ("documents", {"text": "x" * 20_001}),
         ("document", {"row": "300"}), ("document", {"row": "x"}), ("document", {"row": "0", "at": "99999999"}),
         ("clusters", {"stage": "../near"}), ("clusters", {"from": "1"}), ("cluster", {"stage": "near", "row": "1e3"}),
         ("difference", {"row": "0", "other": "300"}), ("contamination_matches", {"set": "none"}),

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gristmill.base.errors import UsageError
-from gristmill.report import questions, server
+from gristmill.report import questions, run_folder, server
 from gristmill.report.server import make_server
 
 
@@ -205,6 +205,22 @@ def test_the_data_follows_the_run(served: tuple[Path, int]) -> None:
     (folder / "run.json").write_text(json.dumps({"name": "live", "status": "finished", "nodes": []}))
     status, _, body = ask(port, path="/api/data", If_None_Match=headers["ETag"])
     assert status == 200 and json.loads(body)["overview"]["status"] == "finished"
+
+
+def test_documents_are_not_read_again_while_only_the_runner_writes(
+    served: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, port = served
+    asked: list[int] = []
+    real = run_folder._row_panels
+    monkeypatch.setattr(run_folder, "_row_panels", lambda run, seed: asked.append(seed) or real(run, seed))
+    for number in range(3):
+        (folder / "run.json").write_text(json.dumps({"name": f"live {number}", "status": "running", "nodes": []}))
+        assert json.loads(ask(port, path="/api/data")[2])["overview"]["name"] == f"live {number}"
+    assert asked == []
+    (folder / "documents").mkdir()
+    (folder / "documents" / "part-00000.parquet").write_bytes(b"no parquet yet")
+    assert "error" in json.loads(ask(port, path="/api/data")[2])["measures"] and asked == [0]
 
 
 def test_wrong_folders_and_ports_are_usage_errors(tmp_path: Path, served: tuple[Path, int]) -> None:

@@ -150,7 +150,7 @@ class Rows:
             if not len(local):
                 continue
             for folder, names in columns.items():
-                for position, row in _take(self.run / folder / part, local, names, raw):
+                for position, row in _take(self.run / folder / part, self.lengths[index], local, names, raw):
                     out[first + position] |= {f"{folder}/{name}": value for name, value in row.items()}
         return out
 
@@ -167,12 +167,13 @@ class Rows:
         pieces: list[Array] = []
         for part, length in zip(self.parts, self.lengths):
             path = self.run / folder / part
-            if not path.exists():
+            table = read_file(path, [column]) if path.exists() else None
+            if table is None or column not in table.column_names:  # made by another version of the stage
                 pieces.append(np.full(length, missing, dtype=dtype))
                 continue
-            array = read_file(path, [column]).column(column)
+            array = table.column(column)
             if len(array) != length:
-                raise DataError(f"{path}: {len(array)} rows beside {length} documents; delete it to have it made again")
+                raise _unlike(path, len(array), length)
             values = (
                 convert(array).to_numpy(zero_copy_only=False) if isinstance(array, pa.Array) else _numpy(convert(array))
             )
@@ -222,6 +223,20 @@ def _kind(kind: pa.DataType) -> str | None:
     return "label" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
 
 
+def selection(rows: Rows) -> tuple[Array, Labels]:
+    """(keep, reason) of every row.
+
+    Raises:
+        NotThere: nothing was selected yet, or not since there are other documents: neither kept nor dropped is true of
+            what nobody decided about.
+    """
+    if not rows.has("selection", "keep"):
+        raise NotThere("selection/", "the select stage")
+    if absent := [part for part in rows.parts if not (rows.run / "selection" / part).exists()]:
+        raise NotThere(f"selection/{absent[0]}", "the select stage")
+    return rows.numbers("selection", "keep") > 0, rows.labels("selection", "reason")
+
+
 def set_aside(reason: tuple[Array, list[str]]) -> Array:
     """Which rows are QUARANTINED, of their reasons as labels."""
     codes, names = reason
@@ -230,6 +245,10 @@ def set_aside(reason: tuple[Array, list[str]]) -> Array:
 
 def _numpy(array: Any) -> Array:
     return array.to_numpy() if isinstance(array, pa.ChunkedArray) else array.to_numpy(zero_copy_only=False)
+
+
+def _unlike(path: Path, rows: int, documents: int) -> DataError:
+    return DataError(f"{path}: {rows} rows beside {documents} documents; delete it to have it made again")
 
 
 def decoded(text: bytes | None) -> str | None:
@@ -251,12 +270,17 @@ def _is_text(kind: pa.DataType) -> bool:
     return _kind(kind) == "label"
 
 
-def _take(path: Path, local: Array, names: Sequence[str], raw: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
-    """The rows `local` (sorted) of one file, a row group at a time; groups without a wanted row are never decoded."""
+def _take(
+    path: Path, length: int, local: Array, names: Sequence[str], raw: Sequence[str]
+) -> list[tuple[int, dict[str, Any]]]:
+    """The rows `local` (sorted) of one file of `length` rows, a row group at a time; groups without a wanted row are
+    never decoded."""
     if not path.exists():
         return []
     out: list[tuple[int, dict[str, Any]]] = []
     with open_file(path) as file:
+        if file.metadata.num_rows != length:
+            raise _unlike(path, file.metadata.num_rows, length)
         present = [name for name in names if name in file.schema_arrow.names]
         start = 0
         for group in range(file.num_row_groups if present else 0):

@@ -55,7 +55,7 @@ def _pair(where: Path | str, written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdict(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
-    """For the page's head: the first set (all documents) by itself, the others by who won them."""
+    """For the page's head: the first set (all documents) by itself, the others by who won them, or why nobody did."""
     sets = comparison.get("sets")
     if not sets:
         return None
@@ -64,11 +64,13 @@ def verdict(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "a": a,
         "b": b,
-        "first": {key: first[key] for key in ("name", "documents", "winner")},
+        "first": {key: first[key] for key in ("name", "documents", "winner", "clear")},
         "others": [
-            {"winner": winner, "sets": [row["name"] for row in others if row["winner"] == winner]}
-            for winner in (a, b, None)
-            if any(row["winner"] == winner for row in others)
+            {"winner": winner, "clear": clear, "sets": sets}
+            for winner, clear in ((a, True), (b, True), (None, False), (None, True))
+            if (
+                sets := [one["name"] for one in others if one["winner"] == winner and (winner or one["clear"] is clear)]
+            )
         ],
     }
 

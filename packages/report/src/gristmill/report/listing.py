@@ -18,6 +18,7 @@ from gristmill.report import comparison
 from gristmill.report.asked import Asked
 from gristmill.report.columns import NotThere
 from gristmill.report.live_run import LiveFolder
+from gristmill.report.run_folder import NOT_AS_WRITTEN
 from gristmill.report.runs import Run
 from gristmill.report.training import trainings
 
@@ -70,7 +71,7 @@ def _line(run: Run) -> dict[str, Any]:
         card = trainings.card(run.folder)
         line |= {fact: card.get(fact) for fact in FACTS} | {"name": card.get("name") or line["name"]}
         line |= _trained(run.folder, card) if run.kind == "training" else _kept(run.folder)
-    except (GristmillError, OSError, ValueError, LookupError, TypeError, AttributeError) as failure:
+    except (GristmillError, *NOT_AS_WRITTEN) as failure:
         line["error"] = str(failure)
     return line
 

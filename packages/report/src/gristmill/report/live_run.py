@@ -28,7 +28,7 @@ class LiveRun:
 
     def report(self) -> tuple[ReportData, str]:
         """All that the page shows at first, and a tag that changes when it does."""
-        return self._keep("report", ("",), lambda: collect(self.folder, self.seed))
+        return self._keep("report", ("",), lambda: collect(self.folder, self.seed, self.kept))
 
     def kept(self, name: str, folders: Sequence[str], make: Callable[[], T]) -> T:
         """What `make` gives, made again only when a file below one of `folders` (relative to the run; "" is all of it)
@@ -77,5 +77,5 @@ def signature(run: Path, folders: Sequence[str] = ("",)) -> str:
                     state = os.stat(f"{folder}/{name}")  # noqa: PTH116
                 except FileNotFoundError:
                     continue  # a temporary file that was renamed meanwhile
-                total.update(f"{folder}/{name} {state.st_mtime_ns} {state.st_size}\n".encode())
+                total.update(f"{folder}/{name} {state.st_mtime_ns} {state.st_size}\n".encode("utf-8", "replace"))
     return total.hexdigest()[:32]

@@ -45,7 +45,7 @@ def kept_and_dropped(rows: Rows, keep: Array | None, set_aside: Array) -> dict[s
 def agreement(row: Array, oracle: Array, split: list[str], rows: Rows) -> dict[str, Any] | None:
     """Oracle's quality against the head's, on graded documents that the heads were not fitted on."""
     head = next((name for name in HEADS if rows.has("annotations/scores", name)), None)
-    if head is None:
+    if head is None or not rows.total:
         return None
     inside = (row >= 0) & (row < rows.total)
     scores = np.where(inside, rows.numbers("annotations/scores", head)[np.where(inside, row, 0)], np.nan)

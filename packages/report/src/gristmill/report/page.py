@@ -77,12 +77,12 @@ def _page(title: str, kind: str, data: Panel, live: bool, key: str) -> str:
     """A live page may also fetch from the server that it came from, and from nowhere else."""
     pieces = {
         "policy": policy(live),
-        "title": html.escape(f"{title} · Gristmill report"),
+        "title": _escaped(f"{title} · Gristmill report"),
         "style": style(),
         "script": script(),
         "kind": kind,
         "live": str(REFRESH_SECONDS if live else 0),
-        "run": html.escape(key),
+        "run": _escaped(key),
         "data": inline_json(as_json(data)),
     }
     # One pass, so that nothing inside the data is taken for a place to fill.
@@ -103,6 +103,11 @@ def inline_json(text: str) -> str:
     if not text.isascii():
         text = json.dumps(json.loads(text))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _escaped(text: str) -> str:
+    """Names of folders, and what JSON spells, may be no text that a page could hold."""
+    return html.escape(text.encode("utf-8", "replace").decode())
 
 
 @cache

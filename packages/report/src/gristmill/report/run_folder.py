@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from gristmill.base.errors import GristmillError, UsageError
-from gristmill.base.files import read_json
+from gristmill.base.files import read_json, read_object
 from gristmill.report import comparison, duplicates, measures, workflow
 from gristmill.report.asked import AskedWrong
-from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, set_aside
+from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, selection, set_aside
 from gristmill.report.heads import audit, scores
 from gristmill.report.heads import bundles as heads
 from gristmill.report.reading import rules, samples
@@ -31,9 +31,15 @@ from gristmill.report.training import summary, trainings
 T = TypeVar("T")
 Panel = dict[str, Any]
 Labels = tuple[Array, list[str]]
+Kept = Callable[[str, tuple[str, ...], Callable[[], Any]], Any]
+BY_ROW = ("documents", "annotations", "selection", "labels", "audit", "heads", "thresholds", "duplicates")
 SPLITS = ("fit", "select", "certify", "audit")  # of the graded sample, in the order in which the scorer uses them
 NO_DIMENSIONS = {"mass", "seconds", "weight"}  # columns of grades that are no grade, though they are floats
 EXAMPLES_PER_REASON, QUARANTINE_LINES, SNIPPET = 5, 20_000, 400
+NOT_AS_WRITTEN = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, pa.ArrowException,
+)  # fmt: skip
+"""What a file raises that is not as it should be: damaged, of another version, or anybody's."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +64,26 @@ class ReportData:
         return as_json(dataclasses.asdict(self))
 
 
-def collect(run: Path, seed: int = 0) -> ReportData:
+def collect(run: Path, seed: int = 0, kept: Kept | None = None) -> ReportData:
     """Read what the page shows of `run`; documents are chosen for reading by `seed`.
+
+    `kept(name, folders, make)` may give again what it made as long as nothing below those folders has changed: what is
+    read row by row takes longest, and run.json changes every second while a run goes on.
 
     Raises:
         UsageError: `run` is no folder.
     """
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; give the folder that a pipeline wrote (it holds run.json)")
-    stages, funnel = panel_of(lambda: workflow.read(run)), panel_of(lambda: _funnel(run))
-    quarantine, compared = panel_of(lambda: _quarantine(run)), panel_of(lambda: comparison.read(run))
-    by_row = _row_panels(run, seed)
+
+    def part(name: str, folders: tuple[str, ...], make: Callable[[], T]) -> T:
+        return kept(name, folders, make) if kept else make()
+
+    by_row = part("by row", BY_ROW, lambda: _row_panels(run, seed))
+    refused = part("quarantine", ("quarantine",), lambda: _attempt(lambda: _refused(run)))
+    stages, quarantine = panel_of(lambda: workflow.read(run)), panel_of(lambda: _quarantine(run, *refused))
+    funnel = part("funnel", ("selection",), lambda: panel_of(lambda: _funnel(run)))
+    compared = panel_of(lambda: comparison.read(run))
     return ReportData(
         overview=_overview(run, stages, funnel, quarantine, compared, by_row),
         stages=stages,
@@ -76,13 +91,13 @@ def collect(run: Path, seed: int = 0) -> ReportData:
         measures=by_row["measures"],
         scores=by_row["scores"],
         oracle=by_row["oracle"],
-        heads=panel_of(lambda: _heads(run)),
+        heads=part("heads", ("heads", "drift"), lambda: panel_of(lambda: _heads(run))),
         duplicates=by_row["duplicates"],
         samples=by_row["samples"],
         quarantine=quarantine,
         training=panel_of(lambda: _training(run)),
         comparison=compared,
-        artifacts=panel_of(lambda: artifacts.read(run)),
+        artifacts=part("artifacts", ("shards", "published"), lambda: panel_of(lambda: artifacts.read(run))),
     )
 
 
@@ -96,7 +111,7 @@ def _attempt(make: Callable[[], T], tell: bool = False) -> tuple[T | None, Panel
         raise
     except GristmillError as error:
         return None, {"error": str(error)}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
+    except NOT_AS_WRITTEN as error:
         # Files of other programs and other versions: one that cannot be read costs its own panel, not the page.
         if tell and isinstance(error, (LookupError, TypeError, AttributeError)):
             traceback.print_exc()
@@ -112,7 +127,7 @@ def panel_of(make: Callable[[], Panel], tell: bool = False) -> Panel:
 def _json(path: Path, run: Path, made_by: str) -> Any:
     if not path.exists():
         raise NotThere(path.relative_to(run).as_posix(), made_by)
-    return read_json(path)
+    return read_object(path)
 
 
 def _funnel(run: Path) -> Panel:
@@ -152,7 +167,7 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
     if rows is None or source is None:
         names = ("rows", "measures", "scores", "duplicates", "samples")
         return dict.fromkeys(names, failure) | {"oracle": panel_of(lambda: _oracle(run, None))}
-    selected, unselected = _attempt(lambda: _selection(rows))
+    selected, unselected = _attempt(lambda: selection(rows))
     keep, reason = selected or (None, (np.full(rows.total, -1, dtype=np.int32), []))
     tokens, _ = _attempt(lambda: rows.numbers("annotations/tokens", "count"))
     calibration = calibration_of(run)
@@ -170,12 +185,6 @@ def _row_panels(run: Path, seed: int) -> dict[str, Panel]:
         "duplicates": clusters,
         "samples": chosen,
     }
-
-
-def _selection(rows: Rows) -> tuple[Array, Labels]:
-    if not rows.has("selection", "keep"):
-        raise NotThere("selection/", "the select stage")
-    return rows.numbers("selection", "keep") > 0, rows.labels("selection", "reason")
 
 
 def _kept(keep: Array | None, tokens: Array | None) -> Panel:
@@ -273,14 +282,11 @@ def _heads(run: Path) -> Panel:
     }
 
 
-def _quarantine(run: Path) -> Panel:
-    folder, card = run / "quarantine", run / "run.json"
-    told = (read_json(card).get("quarantine") or {}) if card.exists() else {}
-    if not folder.is_dir() and not told:
-        raise NotThere("quarantine/", "the ingest stage")
+def _refused(run: Path) -> tuple[dict[str, int], dict[str, list[Panel]]]:
+    """What was refused, by reason: how many in the files' first lines, and the first ones."""
     counts: dict[str, int] = {}
     examples: dict[str, list[Panel]] = {}
-    for path in sorted(folder.glob("**/*.jsonl")):
+    for path in sorted((run / "quarantine").glob("**/*.jsonl")):
         with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file):
                 if number >= QUARANTINE_LINES or not line.endswith("\n"):
@@ -303,6 +309,17 @@ def _quarantine(run: Path) -> Panel:
                             "sample": str(sample)[:SNIPPET] if sample else None,
                         }
                     )
+    return counts, examples
+
+
+def _quarantine(run: Path, refused: tuple[dict[str, int], dict[str, list[Panel]]] | None, failure: Panel) -> Panel:
+    card = run / "run.json"
+    told = (read_object(card).get("quarantine") or {}) if card.exists() else {}
+    if not (run / "quarantine").is_dir() and not told:
+        raise NotThere("quarantine/", "the ingest stage")
+    if refused is None:
+        return failure
+    counts, examples = refused
     by_reason = told.get("by_reason") or counts
     unhandled = sum(count for reason, count in by_reason.items() if reason.startswith("stage "))
     return {
@@ -327,7 +344,7 @@ def _overview(
     rows, rules = by_row.get("rows", {}), funnel.get("rules") or []
     first, last = (rules[0], rules[-1]) if rules else ({}, {})
     facts = ("status", "started_at", "finished_at", "command", "versions", "machine")
-    seconds = [node.get("seconds") or 0 for node in stages.get("nodes", []) if isinstance(node, dict)]
+    seconds = [number for node in stages.get("nodes", []) if isinstance(number := node.get("seconds"), (int, float))]
     return {
         "name": card.get("name") or run.resolve().name,
         **{key: card.get(key) for key in facts},
@@ -352,7 +369,7 @@ def _counts(values: list[Any]) -> dict[str, int]:
 
 
 def as_json(value: Any) -> str:
-    """ASCII JSON, numbers to six digits, non-finite ones as null."""
+    """ASCII JSON, whole numbers as they are, others to six digits, non-finite ones as null."""
     return json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
 
 
@@ -366,5 +383,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return int(value) if value.is_integer() and abs(value) < 2**53 else float(f"{value:.6g}")
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)

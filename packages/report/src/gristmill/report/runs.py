@@ -44,9 +44,9 @@ def kind_of(folder: Path) -> Kind | None:
 
 
 def _below(folder: Path, key: str, depth: int) -> list[Run]:
-    if kind := kind_of(folder):
-        return [Run(key, folder, kind)]
     try:
+        if kind := kind_of(folder):
+            return [Run(key, folder, kind)]
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
     except (PermissionError, FileNotFoundError):  # not ours to read, or gone meanwhile
         return []

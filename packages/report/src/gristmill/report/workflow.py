@@ -122,7 +122,7 @@ def _told(node: Panel, state: str, began: datetime | None) -> Panel:
         "cached": node.get("partitions_cached") or 0,
         "began": (at - began).total_seconds() if at and began else None,
         # What an earlier run learned stands in run.json until this one learns better.
-        "seconds": None if running or not (node.get("seconds") or state == "done") else node["seconds"],
+        "seconds": None if running or not (node.get("seconds") or state == "done") else node.get("seconds"),
         "phase": node.get("phase") if running else None,
         "documents": node.get("documents") or 0,
         "rate": node.get("documents_per_second") if running else None,

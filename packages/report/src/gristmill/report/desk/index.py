@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from gristmill.base.errors import GristmillError
 from gristmill.base.files import read_json
-from gristmill.report.columns import Array, NotThere, open_rows, read_file
+from gristmill.report.columns import Array, NotThere, open_rows, read_file, selection
 from gristmill.report.desk.policy import LOOKED_AT, Bounds, Policy, Rule, Threshold, calibrated, written
 
 MARKS = b"gristmill.quarantined"  # of a partition's metadata, as datapipe.workflow.quarantine writes it
@@ -70,8 +70,7 @@ class Index:
         self.sources = tuple(sorted(names))
         self.source = np.array([self.sources.index(name) for name in names])[codes]
         self.tokens = self._column("tokens", "count").to_numpy().astype(np.float64)  # sums stay whole below 2**53
-        self.kept = self.rows.numbers("selection", "keep") > 0
-        self.reason, self.reasons = self.rows.labels("selection", "reason")
+        self.kept, (self.reason, self.reasons) = selection(self.rows)
         self.reason[self.kept] = -1
         self.selected = self._cells(np.where(self.reason < 0, len(self.reasons), self.reason), len(self.reasons) + 1)
         """Documents and tokens, [reasons + 1, sources]: by what dropped them in the run's selection; the last, kept."""

@@ -5,19 +5,22 @@ What bounds mean is written in gristmill.datapipe.policy, which this package doe
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gristmill.base.files import read_json, read_object
+from gristmill.base.errors import DataError
+from gristmill.base.files import read_object
 from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import NotThere
 
 Threshold = float | str | None
 SIDES = ("min", "max")
 NO_TOKENS = "no_tokens"
+LARGEST = sys.float_info.max
+MEND = "delete selection/ to have it made again"
 REPEATS = ("lines", "paragraphs", "substrings")
 LOOKED_AT = {"semantic": "before_semantic", **dict.fromkeys(REPEATS, "unique")}
 UNKNOWN = {"before_semantic": (*REPEATS, "tokens", "scores", "semantic"), "unique": (*REPEATS, "tokens", "scores")}
@@ -82,7 +85,23 @@ def written(run: Path) -> Policy:
     path = run / "selection" / "policy.json"
     if not path.exists():
         raise NotThere("selection/policy.json", "the select stage")
-    kept = read_object(path, "delete selection/ to have it made again", rules=list)
+    return parsed(read_object(path, MEND, rules=list))
+
+
+def parsed(kept: Mapping[str, Any]) -> Policy:
+    """What selection/policy.json holds; numbers that were applied stand for a policy that was not kept itself.
+
+    Raises:
+        DataError: it holds no policy.
+    """
+    try:
+        return _parsed(kept)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise DataError(f"selection/policy.json: not as the select stage writes it ({what}); {MEND}") from None
+
+
+def _parsed(kept: Mapping[str, Any]) -> Policy:
     values = kept.get("policy") or {"name": kept.get("name"), "rule": kept["rules"]}
     rules = tuple(
         Rule(
@@ -97,7 +116,7 @@ def written(run: Path) -> Policy:
 def calibrated(run: Path) -> dict[str, dict[str, Any]]:
     """By source, the thresholds that calibration found; "(all)" stands for sources of which nothing is known."""
     path = run / "thresholds" / "calibration.json"
-    return read_json(path)["groups"] if path.exists() else {}
+    return read_object(path, "calibrate again to have it made", groups=dict)["groups"] if path.exists() else {}
 
 
 def _bounds(values: Mapping[str, Any]) -> Bounds:
@@ -148,7 +167,7 @@ def _over(bounds: Bounds, change: Mapping[str, Any], where: str) -> Bounds:
     for side in SIDES:
         if side in change:
             value = change[side]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
                 raise AskedWrong(f"changes: {where}: {side}: {value!r} is no number")
             if bounds.allowed:
                 raise AskedWrong(f"changes: {where}: allowed is for words, min and max are for numbers")

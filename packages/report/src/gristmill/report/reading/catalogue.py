@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gristmill.report.asked import Asked, AskedWrong
-from gristmill.report.columns import Array, Column, Labels, NotThere, Rows, open_rows, set_aside
+from gristmill.report.columns import Array, Column, Labels, NotThere, Rows, open_rows, selection, set_aside
 from gristmill.report.live_run import LiveRun
 from gristmill.report.reading import rules
 from gristmill.report.run_folder import calibration_of, policy_of
@@ -133,14 +133,18 @@ def _read(run: LiveRun) -> Catalogue:
     rows = open_rows(run.folder)
     policy, calibration = policy_of(run.folder), calibration_of(run.folder)
     source = rows.labels("documents", "source")
-    decided = rows.has("selection", "keep")
-    nobody = np.full(rows.total, -1, dtype=np.int32), list[str]()
+    if not rows.total:
+        raise NotThere("a document", "the ingest stage")
+    try:
+        keep, reason = selection(rows)
+    except NotThere:
+        keep, reason = None, (np.full(rows.total, -1, dtype=np.int32), list[str]())
     return Catalogue(
         rows=rows,
         source=source,
         language=rows.labels("annotations/language", "label") if rows.has("annotations/language", "label") else None,
-        keep=rows.numbers("selection", "keep") > 0 if decided else None,
-        reason=rows.labels("selection", "reason") if decided else nobody,
+        keep=keep,
+        reason=reason,
         tokens=rows.numbers("annotations/tokens", "count") if rows.has("annotations/tokens", "count") else None,
         rules=rules.checks(policy, calibration, source[1], rows),
         bounds=rules.thresholds(policy, calibration, rows),

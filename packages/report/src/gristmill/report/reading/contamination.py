@@ -6,6 +6,7 @@ RUN/contamination/report.json is shown, which `datapipe contamination RUN --sets
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ def matches(run: LiveRun, asked: Asked) -> dict[str, Any]:
     rows = np.flatnonzero(mask)
     rows = rows[np.lexsort((rows, -np.nan_to_num(found["score"][rows]), -np.nan_to_num(found["most"][rows])))]
     page = rows[at : at + limit].tolist()
-    items, spans = _items(run), [Column(FOLDER, one, "spans") for one in ("spans", "spans_13")]
+    items = run.kept("evaluation items", ("contamination",), lambda: _items(run.folder))
+    spans = [Column(FOLDER, one, "spans") for one in ("spans", "spans_13")]
     read = samples.records(held.rows, page, spans)
     return {
         "of": len(rows),
@@ -146,9 +148,9 @@ def _counted(held: Catalogue, found: dict[str, Array], by: Labels, of: Array) ->
     ]
 
 
-def _items(run: LiveRun) -> dict[tuple[Any, Any], dict[str, Any]]:
+def _items(run: Path) -> dict[tuple[Any, Any], dict[str, Any]]:
     """By set and item what each asks, where somebody had its text written into the run."""
-    path = run.folder / TEXTS
+    path = run / TEXTS
     if not path.exists():
         return {}
     written = read_json(path)

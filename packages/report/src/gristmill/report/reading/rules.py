@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from gristmill.report.columns import Array, Column, Labels, Rows
+from gristmill.report.desk.policy import Rule, parsed
 from gristmill.report.heads import ALL
+from gristmill.report.heads.scores import taus_of
 
+NO_RULE = Rule("", "")
 CALIBRATED = (("probe", "tau_drop"), ("quality", "tau_keep"))
 
 
@@ -37,9 +40,10 @@ def thresholds(policy: Mapping[str, Any], calibration: Mapping[str, Any], rows: 
     bounded = {(bound["folder"], bound["column"]) for bound in found}
     for head, key in CALIBRATED:
         column = rows.resolve(f"scores.{head}")
-        sources = {name: _number(group.get(key)) for name, group in calibration.items()}
-        default = sources.pop(ALL, None)
+        sources = {name: _number(group.get(key)) for name, group in calibration.items() if name != ALL}
+        default = _number((calibration.get(ALL) or {}).get(key)) if key != "tau_drop" else None  # as of taus_of
         known = default is not None or any(value is not None for value in sources.values())
+        known = known and (key != "tau_drop" or _judged(rows))
         if column is not None and (column.folder, head) not in bounded and known:
             found.append(_bound(f"{key}: {column.label}", None, column, "min", default, sources))
     return found
@@ -51,17 +55,21 @@ def checks(
     """What the policy asks of a document, rule by rule, with the bounds that each source meets.
 
     {"name", "key": folder/column, "label", "keep", "missing", "single", "sources": {source: {"min", "max",
-    "allowed"}}}; a source of which a rule asks nothing is left out. Of a duplicates' rule (`keep` says which member
+    "allowed"}}}; a source of which a rule asks nothing is left out, one whose threshold calibration did not find has no
+    bounds, but has to be measured. Of a duplicates' rule (`keep` says which member
     stays) the size of the cluster is shown. Where the policy leaves the probe alone, tau_drop comes last: it ends the
-    scoring early.
+    scoring early, where there is a judge to be spared.
     """
     found: list[dict[str, Any]] = []
+    written = {rule.name: rule for rule in parsed(policy).rules} if policy else {}
     for rule in policy.get("rules") or []:
         duplicates = rule.get("keep") is not None
         column = rows.resolve(f"{rule.get('column')}.size" if duplicates else str(rule.get("column", "")))
         if column is None:
             continue
-        bounds = {name: {} if duplicates else _asked((rule.get("sources") or {}).get(name, rule)) for name in sources}
+        applied = rule.get("sources") or {}
+        bounds = {name: {} if duplicates else _asked(applied.get(name, rule)) for name in sources}
+        measured = {name for name in applied if written.get(rule["name"], NO_RULE).of(name).ask()}
         found.append(
             {
                 "name": rule["name"],
@@ -70,14 +78,14 @@ def checks(
                 "keep": rule.get("keep"),
                 "missing": rule.get("missing") or "drop",
                 "single": column.single,
-                "sources": {name: own for name, own in bounds.items() if own or duplicates},
+                "sources": {name: own for name, own in bounds.items() if own or duplicates or name in measured},
             }
         )
     probe = rows.resolve("scores.probe")
     key = "annotations/scores/probe"
-    if probe is not None and key not in [check["key"] for check in found]:
-        groups = {name: calibration.get(name) or calibration.get(ALL) or {} for name in sources}
-        own = {name: {"min": group["tau_drop"]} for name, group in groups.items() if _number(group.get("tau_drop"))}
+    if probe is not None and key not in [check["key"] for check in found] and _judged(rows):
+        drops = {name: _number(taus_of(calibration, name)["tau_drop"]) for name in sources}
+        own = {name: {"min": drop} for name, drop in drops.items() if drop is not None}
         last = {"name": "tau_drop", "key": key, "label": probe.label, "keep": None, "missing": "keep"}
         found += [{**last, "single": probe.single, "sources": own}][: len(own)]
     return found
@@ -101,7 +109,7 @@ def edits(policy: Mapping[str, Any], rows: Rows) -> list[dict[str, Any]]:
 def meets(rule: Mapping[str, Any], source: Any, value: Any) -> bool:
     """Whether a document passes the bounds of its source; which duplicate stays is not for its own value to tell."""
     bounds = rule["sources"].get(source)
-    if rule["keep"] is not None or not bounds:
+    if rule["keep"] is not None or bounds is None:
         return True
     if value is None:
         return rule["missing"] == "keep"
@@ -123,7 +131,7 @@ def failing(rule: Mapping[str, Any], rows: Rows, source: Labels, reason: Labels)
     failed = np.zeros(rows.total, dtype=bool)
     for code, label in enumerate(source[1]):
         bounds = rule["sources"].get(label)
-        if not bounds:
+        if bounds is None:
             continue
         if labels is not None:
             allowed = [at for at, one in enumerate(labels[1]) if one in bounds.get("allowed", labels[1])]
@@ -158,6 +166,12 @@ def _asked(bounds: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rounded(bound: float | None, single: bool) -> float | None:
     return float(np.float32(bound)) if single and bound is not None else bound
+
+
+def _judged(rows: Rows) -> bool:
+    """Whether any document has a judge's score: without a judge nothing is ended early."""
+    judge = rows.resolve("scores.judge")
+    return judge is not None and bool(np.isfinite(rows.numbers(judge.folder, judge.name)).any())
 
 
 def _number(value: Any) -> float | None:

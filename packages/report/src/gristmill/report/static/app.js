@@ -117,9 +117,9 @@ function finding(name, into, kept) {
 function verdict(it) {
   if (!it) return [h("span", { class: "big" }, "–"), h("span", { class: "small" }, "no two trainings compared yet")];
   return [
-    h("span", { class: "big word" }, outcome(it.first.winner)),
+    h("span", { class: "big word" }, outcome(it.first)),
     h("span", { class: "small" }, `on ${setName(it.first.name)} (${count(it.first.documents)}), ${it.a} against ${it.b}`),
-    it.others.map((one) => h("span", { class: "small by-set" }, h("b", {}, outcome(one.winner)), `: ${one.sets.map(words).join(", ")}`)),
+    it.others.map((one) => h("span", { class: "small by-set" }, h("b", {}, outcome(one)), `: ${one.sets.map(words).join(", ")}`)),
   ];
 }
 
@@ -174,6 +174,7 @@ function take(data) {
     else if (changed) change(key, {});
     else document.querySelectorAll(`#${key} .answer`).forEach((one) => one.dispatchEvent(new Event("run-changed")));
   }
+  document.querySelectorAll("nav ol li").forEach((item, index) => item.classList.toggle("absent-item", !SECTIONS[index][3] && !here(report[SECTIONS[index][0]])));
   if (report.overview && JSON.stringify(before.overview) !== JSON.stringify(report.overview)) document.querySelector("header.top").replaceWith(header());
   return all;
 }

@@ -31,11 +31,13 @@ async function ask(question, parameters = {}, slot = question) {
 }
 
 // An element that holds what `make(answer)` draws: at once from the last answer, then from the next, and again when the run has changed.
+// Until the first answer comes, what its slot showed before stays, dimmed: nothing jumps, and the focus has a place.
 function answered(question, parameters, make, slot = question) {
-  const place = h("div", { class: "answer", "data-question": question });
+  const place = h("div", { class: "answer", "data-question": question, "data-slot": slot });
   let shown = null;
   const show = (answer) => {
     shown = JSON.stringify(answer);
+    place.removeAttribute("aria-busy");
     steady(place, () => place.replaceChildren(...[here(answer) ? drawn(() => make(answer)) : absent(answer)].flat(Infinity).filter(Boolean)));
   };
   const again = async () => {
@@ -43,23 +45,44 @@ function answered(question, parameters, make, slot = question) {
     if (answer && JSON.stringify(answer) !== shown) show(answer);
     place.dataset.answered = "true";
   };
-  const last = answers.get(addressed(question, parameters));
+  const last = answers.get(addressed(question, parameters)), before = slotNow(slot);
   if (last) show(last);
+  else if (before) { place.append(...before.childNodes); place.setAttribute("aria-busy", "true"); }
   else place.append(h("p", { class: "quiet" }, "reading …"));
   place.addEventListener("run-changed", () => { if (!place.contains(document.activeElement?.closest("input, textarea, select"))) again(); });
   again();
   return place;
 }
 
+const slotNow = (slot) => document.querySelector(`.answer[data-slot="${CSS.escape(slot)}"]`);
+
+// To the head of a list whose page was turned at its foot.
+function toHead(slot) {
+  const place = slotNow(slot);
+  if (place && place.getBoundingClientRect().top < 0) place.scrollIntoView();
+}
+
 // What `draw` puts in the place of what an element holds gets its focus, its open details, and how far things were scrolled.
 function steady(element, draw, find = () => element) {
   const marked = (within) => [...within.querySelectorAll("button, select, input, textarea, summary, a, h2, details, .scroll, .text, .tokens")];
-  const before = marked(element).map((one) => ({ focused: one === document.activeElement, open: one.open, left: one.scrollLeft, top: one.scrollTop }));
+  const old = marked(element), focused = old.indexOf(document.activeElement), names = focused < 0 ? [] : old.map(nameOf);
+  const before = old.map((one) => ({ open: one.open, left: one.scrollLeft, top: one.scrollTop }));
   draw();
-  marked(find()).forEach((one, index) => {
+  const made = marked(find());
+  if (focused >= 0) alike(made, names, focused)?.focus({ preventScroll: true });
+  made.forEach((one, index) => {
     const was = before[index] || {};
-    if (was.focused) one.focus({ preventScroll: true });
     if (one.localName === "details" && was.open) one.open = true;
     if (was.left || was.top) one.scrollTo({ left: was.left, top: was.top, behavior: "instant" });
   });
+}
+
+const nameOf = (one) => `${one.localName} ${one.name || ""} ${/^(a|button|summary)$/.test(one.localName) ? one.textContent : ""}`;
+
+// The same control as it was drawn again: in its place under its name; or the one of as many of that name; or what is in its place now.
+function alike(made, names, index) {
+  const name = names[index], now = made.map(nameOf), at = (all) => all.flatMap((one, number) => (one === name ? [number] : []));
+  if (now[index] === name) return made[index];
+  if (at(now).length === at(names).length) return made[at(now)[at(names).indexOf(index)]];
+  return now[index]?.split(" ")[0] === name.split(" ")[0] ? made[index] : null;
 }

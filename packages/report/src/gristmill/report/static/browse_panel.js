@@ -8,7 +8,7 @@ function panelBrowse(data, state, change) {
   const set = (chosen) => change({ reader: { ...reader, ...chosen } });
   if (!isServed()) return absent({ unserved: true });
   return [
-    h("p", { class: "lead" }, "Every document of the run, with all that was measured of it. Every count above leads here."),
+    h("p", { class: "lead" }, "Every document of the run, with all that was measured of it. The counts of documents on this page lead here."),
     answered("choices", {}, (all) => readerForm(all, reader, set)),
     answered("documents", documentsQuestion(reader), (page) => documentList(page, reader, set), "documents"),
   ];
@@ -58,11 +58,12 @@ function documentList(page, reader, set) {
   const said = searched
     ? `${count(documents.length)} found here; looked at ${count(page.looked)} of ${count(page.of)} documents${known(page.next) ? `, as far as row ${count(page.next)} of the run` : reader.at ? ", to the end of the run" : ", all of them"}.`
     : documents.length ? `Documents ${count(first)} to ${count(first + documents.length - 1)} of ${count(page.of)}.` : "There is no such document.";
-  const onward = known(page.next) && h("button", { type: "button", onclick: () => set({ at: page.next, trail: [...reader.trail, reader.at] }) }, searched ? "Go on" : "Next");
-  const back = reader.trail.length > 0 && h("button", { type: "button", onclick: () => set({ at: reader.trail.at(-1), trail: reader.trail.slice(0, -1) }) }, "Back");
+  const turn = (chosen) => { set(chosen); toHead("documents"); };
+  const onward = known(page.next) && h("button", { type: "button", onclick: () => turn({ at: page.next, trail: [...reader.trail, reader.at] }) }, searched ? "Go on" : "Next");
+  const back = reader.trail.length > 0 && h("button", { type: "button", onclick: () => turn({ at: reader.trail.at(-1), trail: reader.trail.slice(0, -1) }) }, "Back");
   const pager = () => h("p", { class: "pager" }, h("span", { role: "status" }, said), back, onward);
   const inside = documents.some((one) => one.row === reader.open);
-  const view = () => answered("document", openQuestion(reader), (found) => documentView(found, reader, set, inside), "document");
+  const view = () => answered("document", openQuestion(reader), (found) => documentView(found, reader, set, inside), `document ${reader.open}`);
   const choose = (row) => {
     set({ open: reader.open === row ? null : row, part: null, seen: null });
     const chosen = document.querySelector("#browse .found .open");
@@ -99,9 +100,9 @@ function documentView(found, reader, set, inside) {
   return h("article", { class: `document ${outcomeClass(found) || ""}`, "aria-label": "The document" },
     !inside && h("header", {}, h("b", {}, found.source ?? "no source"), h("span", { class: "id" }, found.id), h("span", { class: "outcome" }, outcomeText(found)),
       h("button", { type: "button", onclick: () => set({ open: null, part: null, seen: null }) }, "Close")),
-    h("dl", { class: "facts" }, [["row of the run", count(found.place)], ["file", known(found.file) ? `${found.file}, row ${count(found.row)}` : null], ["language", found.language], ["tokens as packed", known(found.tokens) ? count(found.tokens) : null], ["bytes", count(text.bytes)], ["created", found.created], ["address", found.url], ["meta", found.meta]]
+    h("dl", { class: "facts" }, [["row of the run", count(found.place + 1)], ["file", known(found.file) ? `${found.file}, row ${count(found.row)}` : null], ["language", found.language], ["tokens as packed", known(found.tokens) ? count(found.tokens) : null], ["bytes", count(text.bytes)], ["created", found.created], ["address", found.url], ["meta", found.meta]]
       .filter(([, value]) => known(value)).map(([name, value]) => h("div", { class: name === "meta" || name === "address" ? "long" : null }, h("dt", {}, name), h("dd", {}, value)))),
-    found.clusters.map((one) => h("p", { class: "note" }, `${KINDS[one.stage] || one.stage}: one of ${count(one.size)} alike; `, one.stays === found.place ? "this one stays." : leadToDocument(one.stays, "the one that stays"))),
+    found.clusters.map((one) => h("p", { class: "note" }, `${KINDS[one.stage] || one.stage}: one of ${count(one.size)} alike; `, one.stays === found.place ? "this is the one to keep." : leadToDocument(one.stays, "the one to keep"))),
     found.spans.length > 0 && h("fieldset", { class: "spans" }, h("legend", {}, "Marked in the text"), found.spans.map((one) => h("label", { class: one.made ? "cut-key" : "found-key" },
       h("input", { type: "checkbox", checked: !off.has(one.title), onchange: () => toggle(one.title) }), `${one.title}${one.made ? "" : " (found, left as it is)"}, ${count(one.spans)} ${one.spans === 1 ? "place" : "places"}, ${count(one.bytes)} bytes`))),
     h("p", { class: "pager" }, h("span", {}, text.parts > 1 ? `Part ${count(text.part)} of ${count(text.parts)}, bytes ${count(text.from)} to ${count(text.to)}.` : "The whole text."),

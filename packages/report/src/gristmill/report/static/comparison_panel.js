@@ -1,12 +1,12 @@
 // Which training did better on held-out documents, and arms of several seeds at equal tokens.
 
-const outcome = (winner) => (winner === null ? "no clear difference" : `${winner} better`);
+const outcome = (row) => (row.winner !== null ? `${row.winner} better` : row.clear ? "too few documents" : "no clear difference");
 const setName = (name) => (name === "all" ? "all held-out documents" : words(name));
 
 function panelComparison(data, state, change, all) {
   const told = all.overview.verdict;
   return [
-    told && h("p", { class: "lead" }, h("b", {}, `On ${setName(told.first.name)}: ${outcome(told.first.winner)}. `), told.others.map((one) => `${outcome(one.winner)} on ${one.sets.map(words).join(", ")}`).join("; "), told.others.length > 0 && "."),
+    told && h("p", { class: "lead" }, h("b", {}, `On ${setName(told.first.name)}: ${outcome(told.first)}. `), told.others.map((one) => `${outcome(one)} on ${one.sets.map(words).join(", ")}`).join("; "), told.others.length > 0 && "."),
     comparisonParts(data, ""),
   ];
 }
@@ -23,12 +23,11 @@ function comparisonParts(data, prefix) {
 }
 
 function pairFigure(data, seeds) {
-  const undecided = (row) => (row.clear ? "too few documents" : "no clear difference");
   return [
     figure(`Difference in bits per byte, ${data.a} minus ${data.b}, with 95 % confidence intervals from a paired bootstrap over documents${seeds > 1 ? ` and ${count(seeds)} seeds` : ", one seed each"}. An interval that crosses zero shows no difference.`,
       intervalChart({ rows: data.sets.map((row) => ({ name: setName(row.name), low: row.ci95[0], middle: row.difference, high: row.ci95[1],
         class: row.winner === null ? "undecided" : row.winner === data.a ? "won-a" : "won-b",
-        note: row.winner === null ? undecided(row) : outcome(row.winner),
+        note: outcome(row),
         text: `${row.name}: ${signed(row.difference)} bits per byte, 95 % interval ${signed(row.ci95[0])} to ${signed(row.ci95[1])}` })),
         xLabel: `bits per byte, ${data.a} − ${data.b}`, left: `${data.a} better`, right: `${data.b} better` })),
     table(`Comparison by evaluation set, ${data.a} and ${data.b}`, [
@@ -39,7 +38,7 @@ function pairFigure(data, seeds) {
       { head: "difference", number: true, cell: (row) => signed(row.difference), value: (row) => row.difference },
       { head: "in percent", number: true, cell: (row) => signed((100 * row.difference) / row.b_bits_per_byte, 2) + THIN + "%", value: (row) => (100 * row.difference) / row.b_bits_per_byte },
       { head: "95 % interval", number: true, cell: (row) => `${signed(row.ci95[0])} to ${signed(row.ci95[1])}` },
-      { head: "verdict", cell: (row) => (row.winner === null ? undecided(row) : outcome(row.winner)) },
+      { head: "verdict", cell: outcome },
     ], data.sets),
   ];
 }

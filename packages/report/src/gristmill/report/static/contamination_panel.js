@@ -54,11 +54,12 @@ function scoreBars(bins) {
 function matchList(page, asked, change) {
   if (!page.of) return h("p", { class: "quiet" }, "There is no such match.");
   const shown = page.matches.length, size = 5;
+  const turn = (chosen) => { change(chosen); toHead("contamination_matches"); };
   return [
     page.matches.map(matchView),
     h("p", { class: "pager" }, h("span", {}, `Matches ${count(asked.at + 1)} to ${count(asked.at + shown)} of ${count(page.of)}, the strongest first.`),
-      isServed() && asked.at > 0 && h("button", { type: "button", onclick: () => change({ matches_at: Math.max(asked.at - size, 0) }) }, "Back"),
-      isServed() && known(page.next) && h("button", { type: "button", onclick: () => change({ matches_at: page.next }) }, "Next")),
+      isServed() && asked.at > 0 && h("button", { type: "button", onclick: () => turn({ matches_at: Math.max(asked.at - size, 0) }) }, "Back"),
+      isServed() && known(page.next) && h("button", { type: "button", onclick: () => turn({ matches_at: page.next }) }, "Next")),
   ];
 }
 

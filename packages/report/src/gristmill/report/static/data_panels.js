@@ -118,11 +118,11 @@ function shareBar(part, whole, color) {
     s("rect", { class: "bar-ground", width: 150, height: 16 }), s("rect", { class: `fill-${color}`, y: 2, width: share * 150, height: 12 }, tip(percent(part, whole))));
 }
 
-function panelMeasures(data) {
+function panelMeasures(data, state, change, all) {
   const sides = data.columns.some((column) => "kept" in column) ? [["kept", "kept"], ["dropped", "dropped"]] : [["all", "kept"]];
   const first = (row) => data.columns.find((other) => other.stage === row.stage) === row;
   return [
-    data.columns.length > 0 && figure("Per measured value: the median as a dot, the 10th to 90th percentile as a line, each row on its own scale.",
+    data.columns.length > 0 && figure(`Per measured value: the median as a dot, the 10th to 90th percentile as a line, each row on its own scale; n = ${count(all.overview.documents)} documents, of which “measured” is the share that has the value.`,
       legend(sides.map(([name, color]) => [color, name])),
       table("Measured values", [
         { head: "stage", class: "name", cell: (row) => (first(row) ? h("b", {}, row.stage) : h("span", { class: "unseen" }, row.stage)) },

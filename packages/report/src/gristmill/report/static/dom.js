@@ -74,22 +74,22 @@ function count(value) {
 function short(value) {
   if (!known(value)) return "–";
   for (const [size, name] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
-    if (Math.abs(value) >= size) return trim((value / size).toPrecision(3)) + THIN + name;
+    if (Math.abs(value) >= size) return trim((value / size).toPrecision(3)).replace("-", "−") + THIN + name;
   }
-  return trim(String(Math.round(value * 1000) / 1000));
+  return trim(String(Math.round(value * 1000) / 1000)).replace("-", "−");
 }
 
 function decimal(value, digits = 4) {
   if (typeof value !== "number") return known(value) ? String(value) : "–";
   if (value === 0) return "0";
-  if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US");
+  if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US").replace("-", "−");
   const size = Math.abs(value);
-  if (size >= 1e5) return Math.round(value).toLocaleString("en-US");
-  return size < 1e-4 ? value.toExponential(2) : trim(value.toPrecision(digits));
+  const text = size >= 1000 ? Math.round(value).toLocaleString("en-US") : size < 1e-4 ? value.toExponential(2) : trim(value.toPrecision(digits));
+  return text.replace(/^-/, "−");
 }
 
 // For columns of figures that are read against each other.
-const fixed = (value, digits) => (known(value) ? value.toFixed(digits).replace("-", "−") : "–");
+const fixed = (value, digits) => (known(value) ? value.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "−") : "–");
 const trim = (text) => (text.includes(".") && !text.includes("e") ? text.replace(/0+$/, "").replace(/\.$/, "") : text);
 const signed = (value, digits = 3) => (value > 0 ? "+" : value < 0 ? "−" : "") + decimal(Math.abs(value), digits);
 

@@ -37,22 +37,24 @@ function clusterStage(stage, state, change, all) {
   ];
 }
 
-// Clusters by size, each with its members and what any of them has otherwise than the one that stays.
+// Clusters by size, each with its members and what any of them has otherwise than the one to keep.
 function clusterBrowser(stage, open, set) {
   const now = { from: 2, to: null, at: 0, row: null, members_at: 0, other: null, ...open };
   const one = { stage, row: now.row, at: now.members_at };
+  const turn = (chosen) => { set(chosen); toHead(`clusters ${stage}`); };
   return figure("Clusters, the largest first. Blue is kept, vermilion is dropped; each member leads to its document.", h("div", { id: `clusters-${stage}-list` },
     (known(now.to) || now.from > 2) && h("p", { class: "pager" }, h("span", {}, `Only those of ${now.from === now.to ? now.to : `${count(now.from)} to ${count(now.to)}`} members.`), h("button", { type: "button", onclick: () => set(null) }, "All sizes")),
     answered("clusters", { stage, from: now.from, to: now.to, at: now.at, limit: CLUSTERS }, (found) => [
       found.page.map((group) => clusterCard(group, now, one, set)),
       h("p", { class: "pager" }, h("span", {}, found.clusters ? `Clusters ${count(now.at + 1)} to ${count(now.at + found.page.length)} of ${count(found.clusters)}, of ${count(found.documents)} documents.` : "There is no such cluster."),
-        now.at > 0 && h("button", { type: "button", onclick: () => set({ at: Math.max(now.at - CLUSTERS, 0), row: null }) }, "Back"),
-        known(found.next) && h("button", { type: "button", onclick: () => set({ at: found.next, row: null }) }, "Next")),
+        now.at > 0 && h("button", { type: "button", onclick: () => turn({ at: Math.max(now.at - CLUSTERS, 0), row: null }) }, "Back"),
+        known(found.next) && h("button", { type: "button", onclick: () => turn({ at: found.next, row: null }) }, "Next")),
     ], `clusters ${stage}`)));
 }
 
 function clusterCard(group, now, one, set) {
   const opened = now.row === group.stays;
+  const turn = (chosen) => { set(chosen); toHead(`cluster ${one.stage} ${one.row}`); };
   const member = (line) => clusterLine(line, group.stays, opened ? now.other : null, (other) => set({ row: group.stays, members_at: opened ? now.members_at : 0, other }), one.stage);
   return h("article", { class: "cluster" },
     h("div", {}, h("h4", {}, `${count(group.size)} members`),
@@ -62,26 +64,26 @@ function clusterCard(group, now, one, set) {
     h("div", {}, opened ? answered("cluster", one, (found) => [
       found.members.map(member),
       (known(found.next) || now.members_at > 0) && h("p", { class: "pager" }, h("span", {}, `Members ${count(now.members_at + 1)} to ${count(now.members_at + found.members.length)} of ${count(found.size)}.`),
-        now.members_at > 0 && h("button", { type: "button", onclick: () => set({ members_at: Math.max(now.members_at - 20, 0) }) }, "Back"),
-        known(found.next) && h("button", { type: "button", onclick: () => set({ members_at: found.next }) }, "Next")),
-    ], `cluster ${one.stage}`) : group.members.map(member)));
+        now.members_at > 0 && h("button", { type: "button", onclick: () => turn({ members_at: Math.max(now.members_at - 20, 0) }) }, "Back"),
+        known(found.next) && h("button", { type: "button", onclick: () => turn({ members_at: found.next }) }, "Next")),
+    ], `cluster ${one.stage} ${one.row}`) : group.members.map(member)));
 }
 
 function clusterLine(line, stays, compared, compare, stage) {
   const mine = line.row === stays;
   return h("div", { class: `member ${outcomeClass(line) || ""}` },
-    h("span", { class: "note" }, `${line.source ?? "no source"} · `, leadToDocument(line.row, line.id), ` · ${count(line.bytes)} bytes, ${outcomeText(line)}`, mine && h("b", {}, " · the one that stays"),
+    h("span", { class: "note" }, `${line.source ?? "no source"} · `, leadToDocument(line.row, line.id), ` · ${count(line.bytes)} bytes, ${outcomeText(line)}`, mine && h("b", {}, " · the one to keep"),
       !mine && h("button", { type: "button", class: "small", "aria-expanded": String(compared === line.row), onclick: () => compare(compared === line.row ? null : line.row) }, "compare")),
     h("div", { class: "excerpt", dir: "auto" }, marked(line.pieces, []), line.after && " …"),
-    !mine && compared === line.row && answered("difference", { row: stays, other: line.row }, wordDifference, `difference ${stage}`));
+    !mine && compared === line.row && answered("difference", { row: stays, other: line.row }, wordDifference, `difference ${stage} ${line.row}`));
 }
 
-// In the one that stays alone: struck out; in this one alone: underlined.
+// In the one to keep alone: struck out; in this one alone: underlined.
 function wordDifference(found) {
   if (found.same) return h("p", { class: "note" }, `Both texts are the same ${count(found.bytes[0])} bytes.`);
   const node = { "=": (text) => text, "-": (text) => h("del", { class: "minus" }, text), "+": (text) => h("ins", { class: "plus" }, text), "@": (text) => h("span", { class: "note" }, ` … ${text} … `) };
   return [h("div", { class: "text words", dir: "auto", tabindex: "0" }, found.pieces.map(([sign, text]) => (node[sign] || node["="])(text))),
-    h("p", { class: "note" }, "Struck out: only in the one that stays. Underlined: only in this one.", !found.whole && ` Only a part was compared: of each text the first ${count(found.compared)} bytes at most, and there the words after the first difference.`)];
+    h("p", { class: "note" }, "Struck out: only in the one to keep. Underlined: only in this one.", !found.whole && ` Only a part was compared: of each text the first ${count(found.compared)} bytes at most, and there the words after the first difference.`)];
 }
 
 // Parts of texts that stood in the corpus before: how much of the documents they are, and in which sources.

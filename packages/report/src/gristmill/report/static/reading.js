@@ -24,8 +24,10 @@ function linkTo(filter) {
   return { class: "lead-to", href: `#${place}`, onclick: go };
 }
 
+// As a link does it, so that the way back leads to where the reader came from.
 function goTo(id) {
   const place = document.getElementById(id);
+  location.hash = id;
   place.scrollIntoView({ block: "start" });
   (place.querySelector("h2") || place).focus({ preventScroll: true });
 }

@@ -149,7 +149,7 @@ function shardWindow(now, place, go) {
 
 function windowDocuments(now) {
   const found = (one) => (known(one.file) && one.id.endsWith(`@${one.file}:${one.file_row}`) ? one.id.slice(0, -`@${one.file}:${one.file_row}`.length) : one.id); // packing tells repeated ids apart by their place
-  const read = (one) => h("a", { href: "#samples", onclick: () => change("samples", { readerFind: found(one) }) }, one.id);
+  const read = (one) => lead({ id: found(one), exact: "yes" }, one.id);
   const scores = [...new Set(now.documents.flatMap((one) => Object.keys(one.values)))];
   return table("Documents of this window", [
     { head: "document", number: true, cell: (one) => count(one.row + 1), value: (one) => one.row + 1 },

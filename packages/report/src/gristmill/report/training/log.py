@@ -26,7 +26,7 @@ BLOCK, ENDS = (
     1 << 24,
     4096,
 )  # bytes read at once; bytes at either end of what was read that tell whether it still stands
-MOST_COLUMNS = 600  # names come from the file
+MOST_COLUMNS, MOST_LAYERS = 600, 4096  # names come from the file, and how long a list is, too
 
 
 class Columns:
@@ -206,7 +206,9 @@ def flat(event: Event) -> dict[str, float | list[float]]:
             for key, inner in value.items():
                 if key in ("load", "logits"):
                     out[f"{name}/{key}"] = bool(inner)  # whether there are some
-                elif isinstance(inner, (int, float)) or (isinstance(inner, list) and inner):
+                elif isinstance(inner, (int, float)) or (
+                    name == "router" and isinstance(inner, list) and 0 < len(inner) <= MOST_LAYERS
+                ):
                     out[f"{name}/{key}"] = inner
     return out
 
