@@ -68,10 +68,12 @@ function watchSections() {
     }
   };
   let waiting = false;
-  addEventListener("scroll", () => {
+  const soon = () => {
     if (waiting) return;
     waiting = true;
     requestAnimationFrame(() => { waiting = false; mark(); });
-  }, { passive: true });
+  };
+  addEventListener("scroll", soon, { passive: true });
+  new ResizeObserver(soon).observe(document.getElementById("main")); // a late answer moves what stands below it
   mark();
 }
