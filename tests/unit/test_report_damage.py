@@ -26,7 +26,7 @@ from gristmill.report.live_run import LiveFolder, LiveRun
 from gristmill.report.page import render
 from gristmill.report.reading import rules
 from gristmill.report.reading.catalogue import catalogue
-from gristmill.report.run_folder import as_json
+from gristmill.report.run_folder import as_json, report_of
 from gristmill.report.training.log import reading
 
 DEEP = "[" * 5_000 + "]" * 5_000
@@ -43,7 +43,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 
 def panels(run: Path) -> dict[str, Any]:
-    data = LiveRun(run).report()[0]
+    data = report_of(LiveRun(run))[0]
     render(data).encode()
     return json.loads(as_json(dataclasses.asdict(data)))
 
@@ -240,11 +240,11 @@ def test_a_folder_that_may_not_be_read_hides_no_other(tmp_path: Path, monkeypatc
 
 def test_only_what_changed_is_read_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live, read = LiveRun(run), list[str]()
-    before = live.report()[0]
+    before = report_of(live)[0]
     real = live.kept
     monkeypatch.setattr(
         live, "kept", lambda name, folders, make: real(name, folders, lambda: read.append(name) or make())
     )
     (run / "quarantine/more.jsonl").write_text('{"reason": "torn", "rows": 5, "file": "a"}\n')
-    after = live.report()[0]
+    after = report_of(live)[0]
     assert read == ["quarantine"] and after.heads is before.heads and after.artifacts is before.artifacts

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gristmill.report.run_folder import ReportData, collect
 from gristmill.report.runs import Run, find
 
 T = TypeVar("T")
@@ -26,16 +25,13 @@ class LiveRun:
         self._locks: dict[str, threading.Lock] = {}
         self._kept: dict[str, tuple[str, Any]] = {}
 
-    def report(self) -> tuple[ReportData, str]:
-        """All that the page shows at first, and a tag that changes when it does."""
-        return self._keep("report", ("",), lambda: collect(self.folder, self.seed, self.kept))
-
     def kept(self, name: str, folders: Sequence[str], make: Callable[[], T]) -> T:
         """What `make` gives, made again only when a file below one of `folders` (relative to the run; "" is all of it)
         has changed. Requests wait for one another only where they want the same `name`."""
-        return self._keep(name, folders, make)[0]
+        return self.tagged(name, folders, make)[0]
 
-    def _keep(self, name: str, folders: Sequence[str], make: Callable[[], T]) -> tuple[T, str]:
+    def tagged(self, name: str, folders: Sequence[str], make: Callable[[], T]) -> tuple[T, str]:
+        """The same, and a tag that changes when those files do."""
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:

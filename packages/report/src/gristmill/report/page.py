@@ -18,7 +18,7 @@ from pathlib import Path
 from gristmill.base.files import write_text
 from gristmill.report.live_run import LiveRun
 from gristmill.report.questions import at_first
-from gristmill.report.run_folder import Panel, ReportData, as_json
+from gristmill.report.run_folder import Panel, ReportData, as_json, report_of
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = (
@@ -57,7 +57,7 @@ def build(run: Path, out: Path | None = None, seed: int = 0) -> Path:
         UsageError: `run` is no folder.
     """
     target, source = out or run / "report" / "index.html", LiveRun(run, seed)
-    write_text(target, render(source.report()[0], answers=at_first(source)))
+    write_text(target, render(report_of(source)[0], answers=at_first(source)))
     return target
 
 

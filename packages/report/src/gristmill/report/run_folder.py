@@ -24,6 +24,7 @@ from gristmill.report.asked import AskedWrong
 from gristmill.report.columns import Array, NotThere, Rows, open_file, open_rows, read_file, selection, set_aside
 from gristmill.report.heads import audit, scores
 from gristmill.report.heads import bundles as heads
+from gristmill.report.live_run import LiveRun
 from gristmill.report.reading import rules, samples
 from gristmill.report.shards import artifacts
 from gristmill.report.training import summary, trainings
@@ -62,6 +63,11 @@ class ReportData:
 
     def to_json(self) -> str:
         return as_json(dataclasses.asdict(self))
+
+
+def report_of(run: LiveRun) -> tuple[ReportData, str]:
+    """All that the page of a run shows at first, and a tag that changes when it does."""
+    return run.tagged("report", ("",), lambda: collect(run.folder, run.seed, run.kept))
 
 
 def collect(run: Path, seed: int = 0, kept: Kept | None = None) -> ReportData:

@@ -20,7 +20,7 @@ from gristmill.report import questions
 from gristmill.report.asked import Asked, AskedWrong
 from gristmill.report.live_run import LiveFolder
 from gristmill.report.page import policy, render, render_folder
-from gristmill.report.run_folder import as_json, panel_of
+from gristmill.report.run_folder import as_json, panel_of, report_of
 
 HOSTS = {"127.0.0.1", "localhost", "[::1]"}  # any other Host is a foreign page that rebound its name to this machine
 CONNECTIONS = 64  # a browser has six
@@ -37,7 +37,7 @@ def make_server(folder: Path, port: int = 0, seed: int = 0) -> ThreadingHTTPServ
     source = LiveFolder(folder, seed)
     found = source.runs()
     if "" in found:
-        source.open("").report()
+        report_of(source.open(""))
     try:
         return Server(source, port)
     except (OSError, OverflowError) as error:
@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         if key not in found and key:
             raise UsageError(f"{key}: no such run")
         if key in found:
-            text = render(runs.open(key).report()[0], live=True, key=key)
+            text = render(report_of(runs.open(key))[0], live=True, key=key)
         else:
             text = render_folder(panel_of(lambda: questions.FOLDER_QUESTIONS["runs"](runs, Asked())))
         self._send(200, "text/html; charset=utf-8", text.encode())
@@ -158,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
             raise UsageError(f"{key}: no such run") from None
         if question != "data":
             return self._json(questions.answer(question, run, asked))
-        data, tag = run.report()
+        data, tag = report_of(run)
         if self.headers.get("If-None-Match") == f'"{tag}"':
             return self._send(304, "application/json", b"", tag)
         self._send(200, "application/json", data.to_json().encode(), tag)

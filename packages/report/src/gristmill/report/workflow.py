@@ -9,15 +9,13 @@ from __future__ import annotations
 import statistics
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gristmill.base.errors import DataError
 from gristmill.base.files import fingerprint, read_json
 from gristmill.report.asked import Asked, AskedWrong
 from gristmill.report.columns import NotThere
-
-if TYPE_CHECKING:
-    from gristmill.report.live_run import LiveRun
+from gristmill.report.live_run import LiveRun
 
 Panel = dict[str, Any]
 SILENT_SECONDS = 60.0  # datapipe.workflow.record's: a runner writes every few seconds, this one is dead
