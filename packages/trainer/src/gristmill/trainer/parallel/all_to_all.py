@@ -71,7 +71,7 @@ class AllToAll:
     def gather(self, x_N: torch.Tensor) -> torch.Tensor:
         """[n, N]: every rank's x, here when this returns. For counts; not part of bytes_sent."""
         out = x_N.new_empty(self.ranks * len(x_N))
-        dist.all_gather_into_tensor(out, x_N, group=self.group)
+        dist.all_gather_single(out, x_N, group=self.group)
         return out.view(self.ranks, -1)
 
     def set_out(self, x_RD: torch.Tensor, splits: Splits | None) -> tuple[torch.Tensor, Pending]:
