@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -35,6 +37,14 @@ def sound(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, error = run(corpus, folder, workers=0)
     assert code == 0, error
     return folder
+
+
+def memory_for_ray(more: float) -> dict[str, str]:
+    """Ray ends workers where the machine has `more` bytes in use than now."""
+    memory = psutil.virtual_memory()
+    threshold = (memory.total - memory.available + more) / memory.total
+    assert threshold < 0.95, "this machine has too little memory left for the test"
+    return {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
 
 
 def status(folder: Path) -> dict[str, tuple[str, int]]:
@@ -87,11 +97,24 @@ def test_a_partition_that_hangs_is_ended_and_the_others_are_done(corpus: Path, s
 
 def test_a_leak_ends_workers_not_the_run(corpus: Path, sound: Path, tmp_path: Path) -> None:
     """All partitions together leak twice of what Ray may use beyond what is in use now."""
-    folder, memory = tmp_path / "run", psutil.virtual_memory()
-    threshold = (memory.total - memory.available + 2.2e9) / memory.total
-    assert threshold < 0.95, "this machine has too little memory left for the test"
-    watched = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    code, error = run(corpus, folder, "leak", 2, **watched)
+    folder = tmp_path / "run"
+    code, error = run(corpus, folder, "leak", 2, **memory_for_ray(2.2e9))
+    assert code == 0, error
+    assert "its machine ran out of memory (" in error
+    assert differences(folder, sound) == [] and account(folder, corpus) == account(sound, corpus)
+
+
+def test_a_machine_that_others_fill_for_seconds_ends_workers_not_the_run(
+    corpus: Path, sound: Path, tmp_path: Path
+) -> None:
+    """Ray ends the workers, for they are what it may end, though they have little memory and the piece is sound."""
+    folder, watched = tmp_path / "run", memory_for_ray(3e9)
+    with ThreadPoolExecutor(1) as executor:
+        ran = executor.submit(run, corpus, folder, "slow", 2, **watched)
+        while not ran.done() and not (folder / "annotations" / "fragile").exists():
+            time.sleep(0.05)
+        subprocess.run([sys.executable, "-c", "import time; x = b'x' * 4_000_000_000; time.sleep(4)"], check=True)
+        code, error = ran.result()
     assert code == 0, error
     assert "its machine ran out of memory (" in error
     assert differences(folder, sound) == [] and account(folder, corpus) == account(sound, corpus)

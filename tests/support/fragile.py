@@ -3,7 +3,7 @@
     FRAGILE=one python tests/support/fragile.py INPUT.jsonl RUN WORKERS TIMEOUT
 
 FRAGILE: nothing, one (raises on one row), all (on every row), hang (on one row, for ever), leak (keeps memory with each
-partition). FRAGILE_VERSION: of the stage; a higher one is the stage mended.
+partition), slow (takes half a second for each). FRAGILE_VERSION: of the stage; a higher one is the stage mended.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Fragile(Stage):
             time.sleep(3600)
         if fault == "leak":
             builtins.__dict__.setdefault("leaked", []).append(bytearray(b"x") * LEAK_BYTES)  # of the whole process
+        if fault == "slow":
+            time.sleep(0.5)
         return pa.table({"words": pc.list_value_length(pc.utf8_split_whitespace(table["text"]))})
 
 

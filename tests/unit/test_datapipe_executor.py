@@ -24,10 +24,11 @@ from gristmill.base.errors import GristmillError, UsageError
 from gristmill.datapipe.workflow import cluster, executor, watch
 from gristmill.datapipe.workflow.cluster import refuse_infeasible
 from gristmill.datapipe.workflow.crew import Task
-from gristmill.datapipe.workflow.executor import Executor, InProcess, Outcome
+from gristmill.datapipe.workflow.executor import Executor, InProcess
 from gristmill.datapipe.workflow.options import RunOptions
 from gristmill.datapipe.workflow.stage import Resources
 from gristmill.datapipe.workflow.watch import Limit
+from gristmill.datapipe.workflow.worker import Outcome
 
 SECRET = "hf_not_a_real_token"
 FEW = Resources(cpus=0.5)
@@ -204,7 +205,7 @@ def test_of_a_trace_the_line_is_told_that_is_no_librarys(tmp_path: Path) -> None
     trace.write_text(
         'Timeout (0:00:01)!\nThread 0x1 (most recent call first):\n  File "/x/ray/worker.py", line 9 in main_loop\n\n'
         'Thread 0x2 (most recent call first):\n  File "/x/site-packages/numpy/core.py", line 3 in dot\n'
-        '  File "/my/stage.py", line 7 in annotate\n  File "/x/workflow/executor.py", line 90 in work\n'
+        '  File "/my/stage.py", line 7 in annotate\n  File "/x/workflow/worker.py", line 90 in work\n'
         '  File "/x/ray/worker.py", line 1 in call\n'
     )
     assert watch.where_it_stood(trace) == "/my/stage.py, line 7, in annotate"

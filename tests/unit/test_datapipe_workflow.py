@@ -15,13 +15,14 @@ from gristmill.base.errors import DataError, GristmillError, PartialError, Usage
 from gristmill.base.files import sha256_folder
 from gristmill.datapipe.arrow import compute as pc
 from gristmill.datapipe.ingest.ingest import Ingest, IngestConfig
-from gristmill.datapipe.workflow.executor import InProcess, Job, Outcome
+from gristmill.datapipe.workflow.executor import InProcess
 from gristmill.datapipe.workflow.ledger import Entry, Ledger
 from gristmill.datapipe.workflow.options import RunOptions
 from gristmill.datapipe.workflow.runner import Runner
 from gristmill.datapipe.workflow.stage import Inputs, Resources, Stage, Step
 from gristmill.datapipe.workflow.verify import verify
 from gristmill.datapipe.workflow.watch import Limit
+from gristmill.datapipe.workflow.worker import Job, Outcome
 
 
 class Length(Stage):

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gristmill.datapipe.workflow.executor import Job, Outcome, Worker
 from gristmill.datapipe.workflow.stage import Resources
+from gristmill.datapipe.workflow.worker import Job, Outcome, Worker
 
 
 class _Packed:

@@ -22,21 +22,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from gristmill.base.errors import GristmillError
 from gristmill.datapipe.workflow import cluster
 from gristmill.datapipe.workflow.crew import Crew, Place
-from gristmill.datapipe.workflow.executor import Job, Outcome
 from gristmill.datapipe.workflow.stage import Resources
 from gristmill.datapipe.workflow.watch import Limit, first_gone, where_it_stood
+from gristmill.datapipe.workflow.worker import Job, Outcome
 
 LOST_WORKER_RETRIES = 2
 CANNOT_LOAD = "a Ray worker cannot load gristmill: install the same version, and what it needs, on every node"
 ENOUGH_MEMORY = (
     "give it more: fewer --workers, smaller --ingest.rows-per-partition, or memory_gb in the stage's resources"
 )
+REST_SECONDS = 5.0
+"""Where memory ran out, nothing begins for so long, and for twice as long where it does for the same piece again: what
+filled the machine may be another's, and the memory of a process that was ended comes back over seconds."""
 STOP_SECONDS = 0.5
 START_SECONDS = 300.0
 FEEDERS_SECONDS = 3.0
@@ -156,12 +160,16 @@ class OnRay:
         waiting = deque(_Piece.of(job, item, number, limit) for number, item in enumerate(items))
         crew = Crew(job, resources, max(1, min(len(items), int(self.workers // max(resources.cpus, 1e-9)))))
         running: dict[Any, tuple[Place, _Piece]] = {}
+        rested = 0.0
         try:
             while waiting or running:
-                while waiting and crew.free:
+                while waiting and crew.free and time.monotonic() >= rested:
                     place, piece = crew.free.pop(), waiting.popleft()
                     running[place.begin(*piece.order())] = place, piece
-                first = self._first([*running, *crew.starting], resources, left)
+                until = rested if waiting and crew.free else inf
+                first = self._first([*running, *crew.starting], until, resources, left)
+                if first is None:
+                    continue
                 if first in crew.starting:
                     crew.free.append(crew.starting.pop(first))
                     continue
@@ -179,6 +187,8 @@ class OnRay:
                     crew.lost(place, memory, smaller=memory and piece.losses > 0)
                     outcome = piece.lost(error)
                     if outcome is None:
+                        if memory:
+                            rested = max(rested, time.monotonic() + REST_SECONDS * 2 ** (piece.losses - 1))
                         self._say(f"{job.name}, {piece.name}: {_reason(error)}; it is tried again")
                         waiting.append(piece)
                         continue
@@ -186,17 +196,23 @@ class OnRay:
         finally:
             crew.end()
 
-    def _first(self, references: list[Any], resources: Resources, left: threading.Event) -> Any:
-        """The first reference that is ready. Looks up often enough to see stop(): Ray's wait cannot be interrupted."""
+    def _first(self, references: list[Any], until: float, resources: Resources, left: threading.Event) -> Any | None:
+        """The first reference that is ready, or None at the time `until`. Looks up often enough to see stop(): Ray's
+        wait cannot be interrupted."""
         import ray
 
         since = time.monotonic()
         while not (self._over.is_set() or left.is_set()):
-            if done := ray.wait(references, num_returns=1, timeout=STOP_SECONDS)[0]:
-                return done[0]
-            if time.monotonic() - since > QUIET_SECONDS:
+            now = time.monotonic()
+            if now >= until:
+                return None
+            if now - since > QUIET_SECONDS:
                 cluster.check(resources)
-                since = time.monotonic()
+                since = now
+            if not references:
+                self._over.wait(min(STOP_SECONDS, until - now))
+            elif done := ray.wait(references, num_returns=1, timeout=min(STOP_SECONDS, until - now))[0]:
+                return done[0]
         raise self._why
 
 

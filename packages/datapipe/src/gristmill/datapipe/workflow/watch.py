@@ -21,7 +21,7 @@ CONNECT_SECONDS = 2.0
 SILENT_LOOKS = 10
 """For so many looks in a row nothing may answer: half a minute, with the time that each takes."""
 LIBRARIES = (sysconfig.get_path("stdlib"), "site-packages", "<frozen")
-WORKER = "workflow/executor.py"
+WORKER = "workflow/worker.py"
 """Where work is called, in the thread that does it."""
 FRAME = re.compile(r'File "(.+)", line (\d+) in (\S+)')
 
