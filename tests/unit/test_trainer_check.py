@@ -11,7 +11,7 @@ from tests.support.training_runs import SMALL
 from tests.support.training_shards import write_shards
 
 from gristmill.base.errors import DataError, UsageError
-from gristmill.trainer import check, cli, loop
+from gristmill.trainer import check, checked, cli, loop
 from gristmill.trainer.check import CheckConfig
 from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.data import open_training
@@ -43,19 +43,19 @@ def test_a_run_is_refused_until_it_was_checked_as_it_is(shards, tmp_path):
     asked = config(shards, tmp_path / "run", price_per_hour=0.36)
     run, data = asked.run, open_training(asked.run)
     with pytest.raises(UsageError, match="was not checked"):
-        check.require(run, data)
+        checked.require(run, data)
     marker = check.check(asked)
     assert sorted(path.name for path in run.folder.iterdir()) == ["checked.json"]  # smoke steps leave nothing here
     assert marker["smoke"]["steps"] == 3
     assert marker["cost"] == pytest.approx(marker["seconds"] * 1e-4, abs=1e-4)
-    check.require(run, data)
-    check.require(dataclasses.replace(run, device="cpu", threads=2, price_per_hour=30.0), data)  # another machine
+    checked.require(run, data)
+    checked.require(dataclasses.replace(run, device="cpu", threads=2, price_per_hour=30.0), data)  # another machine
     with pytest.raises(UsageError, match=r"optimizer\.learning_rate"):
-        check.require(dataclasses.replace(run, optimizer=OptimizerConfig(learning_rate=1.0)), data)
+        checked.require(dataclasses.replace(run, optimizer=OptimizerConfig(learning_rate=1.0)), data)
     assert loop.train(dataclasses.replace(run, tokens=2048))["status"] == "done"  # the marker is in nobody's way
     longer = dataclasses.replace(run, tokens=run.tokens * 2)
     with pytest.raises(UsageError, match="tokens = "):
-        check.require(longer, open_training(longer))
+        checked.require(longer, open_training(longer))
 
 
 def test_training_that_wants_a_check_begins_after_it_alone(shards, tmp_path):
@@ -73,13 +73,13 @@ def test_other_data_or_other_code_wants_another_check(shards, tmp_path, monkeypa
     (tmp_path / "more").mkdir()
     other = dataclasses.replace(asked.run, data=str(write_shards(tmp_path / "more", noise=0.5)))
     with pytest.raises(UsageError, match="the data or its mixture"):
-        check.require(other, open_training(other))
-    monkeypatch.setattr(check, "code", lambda: "0" * 64)
+        checked.require(other, open_training(other))
+    monkeypatch.setattr(checked, "code", lambda: "0" * 64)
     with pytest.raises(UsageError, match="the code"):
-        check.require(asked.run, open_training(asked.run))
+        checked.require(asked.run, open_training(asked.run))
     (asked.folder / "checked.json").write_text("{")
     with pytest.raises(DataError, match=r"checked\.json"):
-        check.require(asked.run, open_training(asked.run))
+        checked.require(asked.run, open_training(asked.run))
 
 
 def test_a_damaged_shard_fails_the_check_and_leaves_no_marker(tmp_path):
@@ -132,4 +132,4 @@ def test_the_command_writes_the_marker(shards, tmp_path, capsys, monkeypatch):
     asked = TrainConfig(
         mixture="both", data=str(shards), output=str(tmp_path / "run"), tokens=20000, batch=BatchConfig(sequence=32)
     )
-    check.require(asked, open_training(asked))
+    checked.require(asked, open_training(asked))

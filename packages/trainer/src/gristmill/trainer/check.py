@@ -1,7 +1,7 @@
 """What is checked before the expensive part, on a cheap machine: `trainer check`, and `trainer run --require-check`.
 
 One idea: all that a run can fail of in its first minutes, other than the GPU, fails here for cents. A marker in the
-run's folder says that it did not, for this configuration, this data and this code, and for no other.
+run's folder says that it did not (`checked`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gristmill.base.config import check_range, to_mapping
+from gristmill.base.config import check_range
 from gristmill.base.errors import GristmillError, UsageError
-from gristmill.base.files import fingerprint, read_object, write_json
-from gristmill.trainer.config import BatchConfig, TrainConfig, differences
+from gristmill.trainer import checked
+from gristmill.trainer.config import BatchConfig, TrainConfig
 from gristmill.trainer.model.config import ModelConfig, ModelSection, resolve
 from gristmill.trainer.watch.config import HealthConfig
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gristmill.trainer")
 
-MARKER, FORMAT = "checked.json", "gristmill.check/1"
-MEND = "run trainer check with the same flags first, where an hour is cheap"
 WIDTH, EXPERT_WIDTH, KV_HEADS = 64, 32, 2  # at most, of the model that smoke steps train
 
 
@@ -86,61 +83,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     _build(shape, run)
     log.info("the model's parts fit together; training %d smoke steps of a narrow one", config.smoke_steps)
     losses = _smoke(run, shape, data, config.smoke_steps)
-    seconds = time.perf_counter() - began
-    marker = {
-        "format": FORMAT,
-        "config": _stored(run),
-        "data": _data(data),
-        "code": code(),
-        "smoke": {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]},
-        "seconds": round(seconds, 1),
-        "cost": round(seconds / 3600 * run.price_per_hour, 4) if run.price_per_hour else None,
-        "time": round(time.time(), 3),
-    }
-    write_json(run.folder / MARKER, marker)
-    return marker
-
-
-def require(config: TrainConfig, data: TrainingData) -> None:
-    """Refuses a run that was not checked as it is now.
-
-    Raises:
-        UsageError: no marker in its folder, or one of another configuration, other data or other code.
-        DataError: the marker is damaged.
-    """
-    path = config.folder / MARKER
-    if not path.exists():
-        raise UsageError(f"{path}: no such file: the run was not checked; {MEND}")
-    marker = read_object(path, f"{MEND}", config=dict, data=str, code=str)
-    if marker.get("format") != FORMAT:
-        raise UsageError(f"{path}: format {marker.get('format')!r:.40}, wanted {FORMAT!r}; {MEND}")
-    changed = differences(marker["config"], dataclasses.replace(config, device="auto", threads=1))
-    if marker["data"] != _data(data):
-        changed.append("the data or its mixture")
-    if marker["code"] != code():
-        changed.append("the code")
-    if changed:
-        raise UsageError(f"{path}: since the check there changed: {'; '.join(changed)}; {MEND}")
-
-
-def _stored(config: TrainConfig) -> dict[str, Any]:
-    """Without what may be otherwise on another machine."""
-    return to_mapping(dataclasses.replace(config, device="auto", threads=1))
-
-
-def _data(data: TrainingData) -> str:
-    """Of all that decides what is read, in which order."""
-    return fingerprint([data.dataset.manifest.content_id, data.plan.identity(data.plan.sequence_count)])
-
-
-def code() -> str:
-    """sha256 of the sources that train: a check speaks for these alone."""
-    found: dict[str, str] = {}
-    for name in ("base", "shards", "trainer"):
-        with resources.as_file(resources.files(f"gristmill.{name}")) as folder:
-            for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.toml")]):
-                found[f"{name}/{path.relative_to(folder).as_posix()}"] = path.read_text(encoding="utf-8")
-    return fingerprint(found)
+    return checked.write(run, data, losses, seconds=time.perf_counter() - began)
 
 
 def _build(shape: ModelConfig, config: TrainConfig) -> None:

@@ -292,12 +292,13 @@ def check(arguments: list[str]) -> int:
         trainer check --config run.toml --data shards --output training/run --price-per-hour 0.2
     """
     from gristmill.trainer import check as checks
+    from gristmill.trainer import checked
 
     config = cli.parse_config(checks.CheckConfig, arguments, "trainer check", inspect.cleandoc(check.__doc__ or ""))
     marker = checks.check(config)
     smoke = marker["smoke"]
     print(
-        f"{config.folder / checks.MARKER}: {smoke['steps']} smoke steps, loss {smoke['first_loss']:.3f} to "
+        f"{config.folder / checked.MARKER}: {smoke['steps']} smoke steps, loss {smoke['first_loss']:.3f} to "
         f"{smoke['last_loss']:.3f}, in {marker['seconds']:,.0f} s"
     )
     return 0

@@ -18,7 +18,7 @@ from gristmill.base.config import from_mapping
 from gristmill.base.errors import GristmillError
 from gristmill.base.progress import Progress
 from gristmill.shards.loader import Batch
-from gristmill.trainer import check, record, start
+from gristmill.trainer import checked, record, start
 from gristmill.trainer.checkpoints import checkpoint
 from gristmill.trainer.checkpoints.checkpoint_writer import CheckpointWriter
 from gristmill.trainer.config import TrainConfig
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             log.setLevel(logging.ERROR)  # the first one tells
         data = start.open_data(config, world)
         if config.require_check:
-            check.require(config, data)
+            checked.require(config, data)
         existing = start.agree(config, data)
         if existing and existing["status"] == "done":
             log.info("%s: already done (%s tokens); nothing to do", config.folder, f"{existing['tokens']:,}")
