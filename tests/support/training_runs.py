@@ -31,12 +31,15 @@ def config(shards: Path, output: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(base, **changes)
 
 
+INTERRUPTIONS = ("checkpoint", "resume")
+"""Events whose number depends on how often a run was interrupted."""
+
+
 def events_of(folder: Path, *kinds: str) -> list[dict[str, Any]]:
-    """Of some kinds; of all but checkpoints, whose number depends on interruptions, if none is named. Without what
-    depends on the clock."""
+    """Of some kinds; of all but INTERRUPTIONS, if none is named. Without what depends on the clock."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     timeless = [{key: value for key, value in event.items() if key not in CLOCK} for event in events]
-    return [event for event in timeless if (event["type"] in kinds if kinds else event["type"] != "checkpoint")]
+    return [event for event in timeless if (event["type"] in kinds if kinds else event["type"] not in INTERRUPTIONS)]
 
 
 def same_weights(a: Path, b: Path) -> bool:

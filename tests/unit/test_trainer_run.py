@@ -154,7 +154,9 @@ def test_a_crash_between_checkpoints_resumes_to_the_same_bits(shards, tmp_path, 
     torch.manual_seed(999)  # resume must bring back the random state itself
     loop.resume(folder)
     assert same_weights(folder, finished)
-    assert events_of(folder) == events_of(finished)
+    assert events_of(folder) == events_of(finished) and not events_of(finished, "resume")
+    (resume,) = events_of(folder, "resume")
+    assert resume == {"type": "resume", "step": 3, "device": "cpu", "processes": 1}
 
 
 def test_what_a_run_goes_on_with(shards, tmp_path, monkeypatch):

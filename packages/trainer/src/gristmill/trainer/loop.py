@@ -108,6 +108,9 @@ def _run_steps(run: Run, stopped: list[int]) -> str | None:
         contextlib.closing(batches(config, run.data, first)) as source,
         Progress("train", total=config.steps - first.step, unit="steps", quiet=not world.is_first) as progress,
     ):
+        if not begins:
+            where = {"device": run.device.type, "processes": world.size}
+            events.write("resume", first.step, **where, time=round(time.time(), 3))
         writer.prepare(run.pieces)
         save = partial(_save, run, events, writer)
         if config.alarms.rolls_back and begins:

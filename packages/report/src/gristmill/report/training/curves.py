@@ -157,6 +157,7 @@ def _marks(log: TrainingLog, x: Array, window: tuple[float, float]) -> list[dict
           for one in log.all_of("roll_back")],
         *[{"kind": "resumed", "step": step, "text": "the log goes on from an earlier step: the run was resumed"}
           for step in log.resumed],
+        *[{"kind": "resumed", "step": one["step"], "text": _resumed(one)} for one in log.all_of("resume")],
         *_pauses(log),
         *[{"kind": "checkpoint", "step": one["step"], "text": ""} for one in log.all_of("checkpoint")],
     ]  # fmt: skip
@@ -181,6 +182,12 @@ def _pauses(log: TrainingLog) -> list[dict[str, Any]]:
         {"kind": "pause", "step": int(steps[row + 1]), "text": f"nothing for {between[row] / 60:,.0f} min before it"}
         for row in rows.tolist()
     ]
+
+
+def _resumed(event: dict[str, Any]) -> str:
+    processes, device = event.get("processes"), event.get("device")
+    where = f" by {processes:,} process{'es' * (processes > 1)}" if isinstance(processes, int) else ""
+    return f"the run went on{where}" + (f" on {device}" if isinstance(device, str) else "")
 
 
 def _step(value: Any) -> str:

@@ -38,6 +38,8 @@ def flatten(kind: str, values: Mapping[str, Any], layers: Sequence[int]) -> Told
 
 
 def _numbers(kind: str, values: Mapping[str, Any], layers: Sequence[int]) -> Iterator[tuple[str, float]]:
+    if kind == "resume":
+        return  # no curve
     if kind == "step":
         values = {key: value for key, value in values.items() if key not in ("time", "tokens_by_source")}
         inner = {key: value for key, value in values.items() if isinstance(value, Mapping)}
