@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import numpy as np
 import pytest
 
+hypothesis.settings.register_profile("gristmill", deadline=None)  # how long an example takes is the machine's affair
+hypothesis.settings.load_profile("gristmill")
 sys.path.append(str(Path(__file__).parents[1]))
 if TYPE_CHECKING:
     from tests.support.kills import Kill

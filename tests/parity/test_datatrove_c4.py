@@ -82,7 +82,7 @@ def check(text: str, config: C4Config, exact: bool = True) -> None:
         assert answer == verdict(row, sum(len(split_into_sentences(line)) for line in lines))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TEXTS)
 @example("A line of words. [1]\n Another [2] one here.[3]  \n")
 @example("[1] one two three.\n[edit]\nfour five six![citation needed]")
@@ -93,7 +93,7 @@ def test_lines_verdict_and_text_are_the_peers(text: str) -> None:
     check(text, C4Config())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     TEXTS, st.booleans(), st.booleans(), st.sampled_from([-1, 0, 2, 5]), st.sampled_from([-1, 5, 1000]), st.booleans(),
     st.booleans(),
@@ -104,13 +104,13 @@ def test_every_flag(
     check(text, C4Config("lines", citations, terminal, words, length, js, policy))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=60), st.lists(st.sampled_from([*PIECES, *SEPARATORS]), max_size=20).map("".join))
 def test_other_separators_and_any_unicode_leave_the_same_words(text: str, more: str) -> None:
     check(text + more, C4Config(terminal=False, min_words=1), exact=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 450), max_size=6), st.sampled_from(["\n", "\r\n", "é\n"]))
 def test_paragraphs_of_mc4(lengths: list[int], separator: str) -> None:
     text = separator.join("é" * length for length in lengths)

@@ -74,13 +74,13 @@ def same(text: str, words: list[str]) -> None:
             assert reason(got) == (None if verdict is True else verdict[1])  # type: ignore[index]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_values_and_verdict_with_the_peers_words(text: str) -> None:
     same(text, split_into_words(text))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TEXTS)
 def test_other_stop_characters(text: str) -> None:
     got = measured([text], [["x"]], FineWebConfig(stop_characters="x)é"))[0]

@@ -87,7 +87,7 @@ def same(text: str, words: list[str], monkeypatch: pytest.MonkeyPatch, smallest:
     assert reason(got, smallest) == (None if verdict is True else verdict[1])  # type: ignore[index]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_values_and_verdict_with_the_peers_words(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -95,7 +95,7 @@ def test_values_and_verdict_with_the_peers_words(text: str) -> None:
         same(text, split_into_words(text), patch, smallest=1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from([p for p in PIECES if p.strip()] + ["a…", "..", "#1", "\U0001f600"]), max_size=20))
 def test_values_with_any_words(words: list[str]) -> None:
     assert measured([" ".join(words)], [words])[0] == rounded(expected(" ".join(words), words))

@@ -42,13 +42,13 @@ def check(texts: list[str]) -> None:
             assert (email, ip) == found(text, public_only), text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.lists(st.sampled_from(PIECES), max_size=25).map("".join), min_size=1, max_size=8))
 def test_spans_are_those_of_the_regular_expressions(texts: list[str]) -> None:
     check(texts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=4))
 def test_spans_on_any_text(texts: list[str]) -> None:
     check(texts)

@@ -75,19 +75,19 @@ def same(text: str, words: list[str]) -> None:
     assert reason(got) == (None if verdict is True else verdict[1])  # type: ignore[index]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS.map("".join) | st.text(max_size=60))
 def test_lines_and_paragraphs(text: str) -> None:
     same(text, split_into_words(text))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(WORDS)
 def test_ngrams(words: list[str]) -> None:
     same(" ".join(words), words)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(WORDS, min_size=2, max_size=6))
 def test_neighbours_in_the_batch_change_nothing(lists: list[list[str]]) -> None:
     texts = [" ".join(words) for words in lists]

@@ -66,13 +66,13 @@ def check(addresses: list[str], lists: url.UrlLists, peer: object) -> None:
         assert verdict(columns, row) == expected, address
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=9).map("".join), min_size=1, max_size=8))
 def test_verdict_and_reason_are_the_peers(small: tuple[url.UrlLists, object], addresses: list[str]) -> None:
     check(addresses, *small)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=4))
 def test_verdict_on_any_text(small: tuple[url.UrlLists, object], addresses: list[str]) -> None:
     check(addresses, *small)

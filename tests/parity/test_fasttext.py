@@ -68,7 +68,7 @@ def test_real_files_are_told_as_by_the_library(lid) -> None:
     assert_equal(ours, theirs, texts + [page.read_text(encoding="utf-8", errors="replace") for page in pages])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.text(max_size=60), max_size=4))
 def test_any_text_is_told_as_by_the_library(lid, texts: list[str]) -> None:
     ours, theirs = lid

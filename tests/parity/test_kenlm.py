@@ -85,7 +85,7 @@ def test_log_perplexity_is_kenlms_over_words_and_sentence_ends(tmp_path: Path) -
     assert got["words"].to_pylist()[1] == 6  # the baker | says : 00 !
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     corpus=st.lists(st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=8), min_size=1, max_size=30),
     order=st.integers(2, 5),

@@ -73,7 +73,7 @@ def test_nothing_and_nearly_nothing(config: C4Config) -> None:
     assert c4(pa.array([], pa.string()), config)["c4_cut"].to_pylist() == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=4), st.sampled_from(CONFIGS))
 def test_bytes_that_are_no_text(blobs: list[bytes], config: C4Config) -> None:
     data, ends = b"".join(blobs), np.cumsum([0, *map(len, blobs)], dtype=np.int64)
@@ -84,7 +84,7 @@ def test_bytes_that_are_no_text(blobs: list[bytes], config: C4Config) -> None:
     assert len(spans.apply(texts, [(columns["c4_cut"], "")])) == len(blobs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=80), st.sampled_from(CONFIGS))
 def test_what_is_left_is_text_and_is_left_again(text: str, config: C4Config) -> None:
     once = left(text, config)

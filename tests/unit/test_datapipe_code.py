@@ -35,7 +35,7 @@ def commented(text: str, language: str) -> int:
     return int(comments(text_of(pa.array([text])), np.array([NAMES.index(language)]))[0])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.text(alphabet="ab_1²½é٣ \t\r\n\x1c\u2028.=漢\u0301", max_size=40) | st.text(max_size=30),

@@ -391,7 +391,7 @@ def compared(items: Sequence[Item], texts: Sequence[str], common: int = 10) -> N
     assert alone[::-1] == found  # whatever was searched before, and with whatever
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(plants(), st.sampled_from([1, 10]))
 def test_numbers_are_those_of_a_plain_reading(drawn: tuple[list[Item], list[str]], common: int) -> None:
     compared(*drawn, common)

@@ -111,7 +111,7 @@ def test_the_largest_clusters_and_their_samples(run: Path) -> None:
     assert duplicate_report(open_run(run), "near", 0)["largest"] == []
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 40))
 def test_source_pairs_equal_brute_force(seed: int, rows: int, sources: int) -> None:
     import tempfile

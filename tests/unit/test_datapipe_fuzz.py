@@ -86,7 +86,7 @@ def check(stage: Stage, blobs: list[bytes]) -> None:
             spans.apply(column_of(blobs), [(column, "<X>")])  # raises where a span splits a character
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS)
 def test_any_bytes_are_measured(stage: Stage, blobs: list[bytes]) -> None:
     check(stage, blobs)

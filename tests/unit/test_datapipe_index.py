@@ -90,7 +90,7 @@ rows = st.lists(st.integers(0, 2), min_size=12, max_size=12) | st.just([0] * 12)
 documents = st.lists(st.tuples(rows, st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(documents, documents, st.sampled_from([0.0, 0.5, 0.7, 1.0]))
 def test_lookup_finds_what_a_search_through_everything_finds(
     entries: list[tuple[list[int], int, int]], queries: list[tuple[list[int], int, int]], threshold: float

@@ -206,7 +206,7 @@ def read_one(folder: Path, content: bytes) -> Row | Bad:
 
 
 @given(value=JSON, ascii_only=st.booleans(), noise=st.binary(max_size=2), place=st.floats(0, 1))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @example(value={"a": 2**70}, ascii_only=True, noise=b"", place=0.0)
 def test_a_line_is_read_as_json_loads_reads_it(
     tmp_path_factory: pytest.TempPathFactory, value: Any, ascii_only: bool, noise: bytes, place: float

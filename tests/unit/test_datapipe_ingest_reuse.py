@@ -126,7 +126,7 @@ some = st.tuples(st.permutations(NAMES), st.integers(1, 5)).map(lambda drawn: ""
 @example(steps=[("acb", 1), ("ab", 0)])  # killed when what is in quarantine had left, and then all back to its place
 @example(steps=[("abc", 0), ("bca", 1), ("abc", 0)])  # killed on the way to places that now are those of others
 @example(steps=[("abc", 0), ("bca", 9), ("abc", 0)])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_killed_anywhere_while_renaming_the_next_run_mends_it(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
 ) -> None:

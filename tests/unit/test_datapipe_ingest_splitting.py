@@ -57,7 +57,7 @@ def read(folder: Path, path: Path, **config: Any) -> tuple[list[dict], list[dict
 @example(content=b'{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n', piece_bytes=14)  # every cut is where a line begins
 @example(content=b'{"text": "a"}\n\n\n\n{"text": "b"}', piece_bytes=1)
 @example(content=b'{"text": "' + b"x" * 500 + b'"}\n{"text": "b"}', piece_bytes=20)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_lines_in_pieces_are_the_lines_of_the_file(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, piece_bytes: int
 ) -> None:

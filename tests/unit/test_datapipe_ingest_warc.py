@@ -134,7 +134,7 @@ BLANK = {gz: written(*(b"<html><body></body></html>" for _ in range(5)), gz=gz) 
 
 
 @given(gz=st.booleans(), place=st.floats(0, 1, exclude_max=True), noise=st.binary(min_size=1, max_size=40))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_damage_stops_the_reader_or_goes_untold(
     tmp_path_factory: pytest.TempPathFactory, gz: bool, place: float, noise: bytes
 ) -> None:
@@ -260,7 +260,6 @@ def test_bodies_are_unpacked_as_the_headers_say_or_taken_as_they_are() -> None:
 
 
 @given(st.binary(max_size=300), st.sampled_from(["gzip", "deflate", "br", "zstd", "", "x"]), st.booleans())
-@settings(deadline=None)
 def test_no_body_does_worse_than_a_value_error(body: bytes, coding: str, chunked: bool) -> None:
     headers = {"content-encoding": coding, "transfer-encoding": "chunked" if chunked else ""}
     try:

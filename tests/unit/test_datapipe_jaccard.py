@@ -43,7 +43,7 @@ def flat(rows: Sets) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     return values, np.concatenate([np.zeros(1, np.int64), np.cumsum([len(row) for row in rows], dtype=np.int64)])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text(alphabet="ab漢é ", max_size=30), max_size=5), st.integers(1, 5))
 def test_sets_are_those_of_plain_python(texts: list[str], ngram: int) -> None:
     features = featurise(pa.array(texts, pa.string()))
@@ -53,7 +53,7 @@ def test_sets_are_those_of_plain_python(texts: list[str], ngram: int) -> None:
     np.testing.assert_array_equal(offsets, expected[1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(*[st.sets(st.integers(0, 8) | st.integers(2**63, 2**64 - 1), max_size=8)] * 2), max_size=6))
 def test_similarity_is_that_of_plain_sets(pairs: list[tuple[set[int], set[int]]]) -> None:
     found = jaccard(*flat([left for left, _ in pairs]), *flat([right for _, right in pairs]))

@@ -87,7 +87,7 @@ def test_only_so_many_characters_are_read() -> None:
     assert whole["score"][0] == whole["score"][1] and whole["label"].to_pylist() == ["de", "de"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=120), min_size=1, max_size=4))
 def test_any_bytes_give_values_or_nulls(identifier: LanguageIdentifier, blobs: list[bytes]) -> None:
     offsets = np.cumsum([0, *map(len, blobs)]).astype(np.int64)

@@ -66,7 +66,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 @example("a b\n\n\n\n\n")
 @example("a b\n\nRead more...\n\nSign-in\n\n items in cart\n")
@@ -102,7 +102,7 @@ def test_lines_that_went_whole_are_counted() -> None:
     assert columns["olmo3_cut"].to_pylist()[1:3] == [[], []]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.binary(max_size=80), min_size=1, max_size=3), st.lists(st.text(max_size=40), min_size=1, max_size=3))
 def test_any_bytes_and_any_unicode(blobs: list[bytes], texts: list[str]) -> None:
     data, ends = b"".join(blobs), np.cumsum([0, *map(len, blobs)], dtype=np.int64)

@@ -32,7 +32,7 @@ def check(items: Items, expected: list[list[str]]) -> None:
     assert items.shared.tolist() == [flat.count(item) > 1 for item in flat]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_lines(texts: list[str]) -> None:
     items = lines(text_of(pa.array(texts)))
@@ -43,7 +43,7 @@ def test_lines(texts: list[str]) -> None:
     assert items.items["blank"].tolist() == [not line.strip() for line in flat]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_paragraphs(texts: list[str]) -> None:
     text = text_of(pa.array(texts))

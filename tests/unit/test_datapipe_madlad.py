@@ -56,7 +56,7 @@ def check(text: str) -> None:
     assert row[3].as_py() == (None if share is None else pytest.approx(share, abs=1e-6))
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
 @example(" abc" * 9)
 @example(" abc" * 8 + " ab")
@@ -67,7 +67,7 @@ def test_sentences_of_either_kind_are_counted(text: str) -> None:
     check(text)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text(alphabet=" a,.\n", max_size=80))
 def test_patterns_over_few_characters(text: str) -> None:
     check(text)
@@ -78,7 +78,7 @@ def test_real_text() -> None:
         check(re.sub("[\x1c-\x1f]", "", file.read_text(errors="replace")))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=80))
 def test_any_bytes(data: bytes) -> None:
     offsets = pa.py_buffer(np.array([0, len(data)], np.int64))

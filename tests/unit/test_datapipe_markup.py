@@ -44,7 +44,7 @@ def test_what_a_browser_shows(text: str, visible: str) -> None:
     assert found["tags"] + found["visible"] == pytest.approx(1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.sampled_from(["<p>", "</p>", "<b x=y>", "é", " ", "a ", ">", "< ", "<1", "\n", "&amp;"]), max_size=30

@@ -82,13 +82,13 @@ def check(text: str, words: list[str]) -> None:
     assert quality == rounded(expected_quality(text))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(WORDS)
 def test_ngrams(words: list[str]) -> None:
     check(" ".join(words), words)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_lines_and_quality(text: str) -> None:
     check(text, text.split())

@@ -49,7 +49,7 @@ def plain_lines(text: str) -> list[str]:
     return [" ".join(line) + "\n" for line in lines if line]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.one_of(st.text(max_size=40), st.text("aB1٣ é\u0308ıİⱥȺ漢ไท,.!\n\r\u2028\t\0😀\u200c", max_size=40)),
@@ -67,7 +67,7 @@ def test_sentences_are_those_of_a_plain_reading(texts: list[str]) -> None:
     assert "".join(words.to_pylist()) == "".join(lines).replace("\n", " ") and last.sum() == len(lines)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=4))
 def test_any_bytes_become_utf8(blobs: list[bytes]) -> None:
     offsets = np.cumsum([0, *map(len, blobs)]).astype(np.int64)

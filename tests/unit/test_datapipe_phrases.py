@@ -40,7 +40,7 @@ def ends(text: str, phrases: list[str], whole: bool) -> list[tuple[int, int]]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS, LISTS, st.booleans())
 def test_places_are_those_of_a_plain_search(texts: list[str], phrases: list[str], whole: bool) -> None:
     automaton, text = Phrases.of(phrases), text_of(pa.array(texts))
@@ -55,7 +55,7 @@ def test_places_are_those_of_a_plain_search(texts: list[str], phrases: list[str]
     assert counts(automaton, text, whole).tolist() == np.bincount(document, minlength=len(texts)).tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=6))
 def test_any_unicode(text: str, phrases: list[str]) -> None:
     phrases = [phrase for phrase in phrases if "\ufffd" not in phrase] or ["a"]
@@ -88,7 +88,7 @@ def test_what_cannot_be_searched_for_is_refused(phrases: list[str]) -> None:
         Phrases.of()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=80), st.booleans())
 def test_bytes_that_are_no_text_are_searched_too(data: bytes, whole: bool) -> None:
     text = Text(np.frombuffer(data + b"ab", np.uint8), np.array([0, len(data) // 2, len(data) + 2], np.int64))

@@ -78,7 +78,7 @@ def test_other_numbers_are_no_cards(text: str) -> None:
     assert found("card", text) == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(4 * 10**14, 5 * 10**14 - 1))
 def test_only_the_luhn_digit_makes_a_visa(body: int) -> None:
     digits = [int(digit) for digit in str(body)]
@@ -88,7 +88,7 @@ def test_only_the_luhn_digit_makes_a_visa(body: int) -> None:
         assert found("card", number) == ([number] if (total + last) % 10 == 0 else [])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(0, 2**128 - 1) | st.sampled_from([1, 0x2001 << 112, (0x2001 << 112) + 1, 0xFE80 << 112]), st.booleans()
 )

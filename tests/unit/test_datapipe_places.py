@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.hostile_texts import hostile
 
@@ -25,7 +25,6 @@ def texts_of(rows: list[str]) -> Text:
     return text_of(pa.array(rows, pa.large_string()))
 
 
-@settings(deadline=None)
 @given(TEXTS)
 def test_words_equal_those_of_folding_where_the_text_is_in_nfc(rows: list[str]) -> None:
     text = texts_of([unicodedata.normalize("NFC", row.encode("utf-8", "replace").decode()) for row in rows])
@@ -34,7 +33,6 @@ def test_words_equal_those_of_folding_where_the_text_is_in_nfc(rows: list[str]) 
     np.testing.assert_array_equal(found.offsets, expected.offsets)
 
 
-@settings(deadline=None)
 @given(TEXTS)
 def test_each_place_holds_its_word_alone(rows: list[str]) -> None:
     text = texts_of([row.encode("utf-8", "replace").decode() for row in rows])

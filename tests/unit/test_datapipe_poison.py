@@ -82,7 +82,7 @@ def name_of(row: int) -> str:
     return f"document 'd{row}'"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.integers(1, 350))
 def test_rows_at_fault_are_found_and_the_others_are_as_ever(data: st.DataObject, count: int) -> None:
     bad = sorted(data.draw(st.sets(st.integers(0, count - 1), max_size=most(count) + 1)))

@@ -53,7 +53,7 @@ def chains(generator: np.random.Generator, documents: int, width: int = 6) -> ND
     return vectors
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 120), st.sampled_from([0.3, 0.8, 0.95, 1.0]), st.integers(1, 50))
 def test_pairs_join_what_all_pairs_would_and_hold_the_most_alike(
     seed: int, n: int, threshold: float, block: int

@@ -49,7 +49,7 @@ def rewritten(text: str, edits: list[tuple[Pairs, str]]) -> str:
     return (result + data[at:]).decode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(marked())
 def test_rewriting_is_that_of_plain_python(case: tuple[list[str], list[list[Pairs]]]) -> None:
     texts, edits = case
@@ -61,7 +61,7 @@ def test_rewriting_is_that_of_plain_python(case: tuple[list[str], list[list[Pair
         assert result.type == kind and result.to_pylist() == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(marked())
 def test_union_covers_what_any_covers(case: tuple[list[str], list[list[Pairs]]]) -> None:
     texts, edits = case

@@ -40,7 +40,7 @@ def found(text: str) -> list[str]:
     return words
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.text(alphabet=TRICKY, max_size=30))
 def test_tricky_texts_have_the_words_of_the_standard(text: str) -> None:
     text = regex.sub(
@@ -51,7 +51,7 @@ def test_tricky_texts_have_the_words_of_the_standard(text: str) -> None:
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet=ASSIGNED, max_size=20))
 def test_any_unicode_has_as_many_words(text: str) -> None:
     text = "".join(character for character in text if unicodedata.category(character)[0] not in "MC")
@@ -74,7 +74,7 @@ def test_by_example() -> None:
     ]  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_text(data: bytes) -> None:
     array = np.frombuffer(data + b"x", np.uint8)

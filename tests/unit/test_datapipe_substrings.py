@@ -95,7 +95,7 @@ def corpora(draw: st.DrawFn) -> pa.Array:
 CONFIGS = st.sampled_from([SHORT, SubstringConfig(6, 6), SubstringConfig(9, 2), SubstringConfig(4, 3)])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(corpora(), CONFIGS, st.integers(1, 4))
 def test_two_rounds_equal_brute_force(column: pa.Array, config: SubstringConfig, batch: int) -> None:
     if not len(column):
@@ -105,7 +105,7 @@ def test_two_rounds_equal_brute_force(column: pa.Array, config: SubstringConfig,
     spans.apply(column, [(cut, "")])  # refuses spans off the borders of characters
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(corpora(), CONFIGS)
 def test_equal_windows_each_hold_an_anchor_that_is_repeated(column: pa.Array, config: SubstringConfig) -> None:
     text = text_of(column)
@@ -218,7 +218,7 @@ def tidied_slowly(data: bytes, cut: list[int]) -> list[int]:
 PIECES = st.sampled_from(["a", "É", "漢", "7", "\u0301", " ", "\n", ".", "—", "😀", "\0", "\u200b"])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.lists(st.tuples(PIECES, st.booleans()), max_size=12), min_size=1, max_size=4))
 def test_between_spans_and_of_documents_no_scraps_are_left(rows: list[list[tuple[str, bool]]]) -> None:
     """Each piece is cut or stays, whatever it is."""

@@ -46,7 +46,7 @@ def folded_words(text: str) -> list[str]:
     return [*words, word] if word else words
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS)
 def test_folded_words_are_those_of_a_plain_reading(texts: list[str]) -> None:
     features = featurise(pa.array(texts))
@@ -59,7 +59,7 @@ def test_folded_words_are_those_of_a_plain_reading(texts: list[str]) -> None:
     assert len(set(by_hash.values())) == len(by_hash)  # ... and unequal ones unequal words
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS)
 def test_counts_are_those_of_a_plain_reading(texts: list[str]) -> None:
     classes, _ = tables()
@@ -139,7 +139,7 @@ def spaced(text: str) -> str:
     return "".join(text[run.start() : run.end()] + " " * (run[0][0] == "a") for run in runs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.lists(st.sampled_from(["a", "a ", "A\n", "漢", "漢 ", " -"]), max_size=3).map("".join), min_size=8))
 def test_identities_are_equal_where_words_and_symbols_are(texts: list[str]) -> None:
     identity, forms = featurise(pa.array(texts)).identity, [spaced(text) for text in texts]

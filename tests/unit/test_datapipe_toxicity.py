@@ -56,7 +56,7 @@ def small() -> Toxicity:
     return Toxicity(ToxicityConfig(window=5))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.sampled_from([*WORDS, ".", "a", "漢字", "\n"]), max_size=25), min_size=1, max_size=4))
 def test_every_window_is_judged_as_by_the_package(small: Toxicity, documents: list[list[str]]) -> None:
     texts = [" ".join(words) for words in documents]
@@ -85,7 +85,7 @@ def test_real_files_score_as_by_the_package(small: Toxicity) -> None:
     assert got == pytest.approx([by_package(text, 5)[0] for text in texts], abs=1e-5)  # type: ignore[index]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=80), min_size=1, max_size=4))
 def test_any_bytes_give_a_chance_or_null(small: Toxicity, blobs: list[bytes]) -> None:
     offsets = np.cumsum([0, *map(len, blobs)]).astype(np.int64)

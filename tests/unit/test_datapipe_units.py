@@ -38,7 +38,7 @@ def reference(texts: list[str], kind: Kind, min_words: int) -> list[tuple[int, i
     return rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS, KINDS, st.integers(1, 3))
 def test_units_are_those_of_plain_python(texts: list[str], kind: Kind, min_words: int) -> None:
     result, expected = found(texts, kind, min_words), reference(texts, kind, min_words)
@@ -49,7 +49,7 @@ def test_units_are_those_of_plain_python(texts: list[str], kind: Kind, min_words
     assert result.key.tolist() == alone and result.key.shape == (len(expected), 2)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TEXTS)
 def test_they_begin_where_the_lines_and_paragraphs_of_the_rules_begin(texts: list[str]) -> None:
     text = text_of(pa.array(texts, pa.large_string()))
@@ -141,7 +141,7 @@ def test_cutting_leaves_no_empty_line_and_joins_no_paragraphs(text: str, gone: s
     assert left(text, set(gone), "paragraph") == paragraph
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.sampled_from(["a", "é b", "-"]), st.integers(1, 4)), max_size=8),
     st.tuples(st.integers(0, 3), st.integers(0, 3)),

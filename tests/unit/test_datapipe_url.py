@@ -83,7 +83,7 @@ def test_a_list_that_is_broken_or_a_folder_is_told_by_name(tmp_path: Path, kind:
         url.load(url.UrlConfig(bundled=False, **{kind: (str(tmp_path),)}))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text(alphabet="ab.\u2028é# ", max_size=6), max_size=20), st.integers(1, 9))
 def test_a_list_is_read_alike_whatever_the_chunks(entries: list[str], chunk: int) -> None:
     data = "\n".join(entries).encode()

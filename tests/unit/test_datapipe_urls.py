@@ -76,7 +76,7 @@ CHARACTERS = st.sampled_from([*string.ascii_lowercase[:3], *"%AE2f5/./../?&=+#! 
 PATHS = st.lists(CHARACTERS | st.sampled_from(["%2e", "%41", "%zz", "utm_a=", "//", "&b="]), max_size=20).map("".join)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from(["https://", "http://www.", "//", "www.", "foo://", ""]), PATHS)
 def test_no_url_raises_and_a_canonical_one_stays_as_it_is(head: str, rest: str) -> None:
     url = (head + rest).encode(errors="replace").decode()
@@ -86,7 +86,7 @@ def test_no_url_raises_and_a_canonical_one_stays_as_it_is(head: str, rest: str) 
         assert one(form if form.startswith("foo://") else "http://" + form) == form
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(PATHS)
 def test_escaping_what_needs_none_changes_nothing(path: str) -> None:
     """Letters and digits written as escapes are the same address."""

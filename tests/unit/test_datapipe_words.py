@@ -73,7 +73,7 @@ def _ends(words: list[str]) -> list[int]:
     return ends
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="aAé'’.,-–(:/$1k …\"漢ß\n_@+%°", max_size=40) | st.text(max_size=40))
 def test_words_are_all_of_the_text_but_white_space(text: str) -> None:
     words = split(text)
@@ -81,7 +81,7 @@ def test_words_are_all_of_the_text_but_white_space(text: str) -> None:
     assert equal(english.split(text_of(pa.array([text]))), words_from_lists([words]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(st.text(max_size=8), max_size=8), max_size=4))
 def test_words_from_lists(lists: list[list[str]]) -> None:
     words = words_from_lists(lists)

@@ -71,7 +71,7 @@ def moved(run: LiveRun, change: Changes, **at: str) -> dict[str, Any]:
     return answers.desk_moved(run, Asked({"changes": json.dumps(change), **at}))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=changes())
 def test_the_desk_shows_what_the_pipeline_would_decide(run: LiveRun, tmp_path: Path, change: Changes) -> None:
     try:
@@ -106,7 +106,7 @@ def test_the_desk_shows_what_the_pipeline_would_decide(run: LiveRun, tmp_path: P
     assert np.array_equal(passed, np.select([decided < 0, decided == kept], [kept, aside], decided))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(change=changes(), data=st.data())
 def test_a_curve_is_what_moving_the_threshold_there_keeps(run: LiveRun, change: Changes, data: st.DataObject) -> None:
     index = answers.index_of(run)

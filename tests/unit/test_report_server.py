@@ -127,7 +127,7 @@ LINES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(line=LINES, host=st.sampled_from([b"Host: localhost\r\n", b"", b"Host: ::\r\n", b"Nonsense\r\n"]))
 def test_no_request_line_gets_a_file_or_a_traceback(
     served: tuple[Path, int], capfd: pytest.CaptureFixture[str], line: bytes, host: bytes

@@ -73,7 +73,7 @@ def slow_alpha(ratings: np.ndarray, ordinal: bool) -> float:
     return 1 - observed / expected
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.lists(st.sampled_from([0, 1, 2, 3, 4, GAP]), min_size=3, max_size=3), min_size=3, max_size=9))
 def test_alpha_equals_its_definition(rows: list[list[float]]) -> None:
     ratings = np.array(rows, float)
@@ -87,7 +87,7 @@ def test_alpha_equals_its_definition(rows: list[list[float]]) -> None:
             assert found == pytest.approx(slow_alpha(ratings, ordinal))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=40))
 def test_kappa_equals_scikit_learn_and_ours_of_the_metrics(pairs: list[tuple[int, int]]) -> None:
     x, y = (np.array(column, float) for column in zip(*pairs))

@@ -136,7 +136,7 @@ FORGED = st.sampled_from(
 HOSTILE = st.lists(FORGED | st.text(max_size=30), max_size=12).map("".join)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(HOSTILE, st.integers(1, 400), st.sampled_from(WINDOWS), st.sampled_from(["level", "json"]))
 def test_the_question_stays_whole_and_the_context_is_kept(text: str, times: int, window: Any, form: Any) -> None:
     """Documents of up to a hundred times the context, with the tokens that the model would really read."""

@@ -50,7 +50,7 @@ def totals(rows: Sequence[tuple], drawn: Sample) -> dict[str, float]:
     return {name: float(drawn.weights[names[drawn.indices] == name].sum()) for name in sorted(set(names))}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CORPORA, st.integers(1, 150), st.integers(0, 3), st.booleans(), st.sampled_from([0.0, 0.2, 1.0]))
 def test_weights_sum_to_the_population(rows: list[tuple], n: int, seed: int, near: bool, uniform: float) -> None:
     drawn = draw(rows, n, seed, near, config=SamplingConfig(uniform=uniform))
@@ -64,7 +64,7 @@ def test_weights_sum_to_the_population(rows: list[tuple], n: int, seed: int, nea
         assert totals(rows, drawn) == pytest.approx({name: names.count(name) for name in set(names)})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CORPORA, st.integers(1, 60), st.randoms())
 def test_the_order_of_rows_does_not_matter(rows: list[tuple], n: int, random) -> None:
     ids = [f"id-{i}" for i in range(len(rows))]
@@ -121,7 +121,7 @@ def test_estimates_are_unbiased_over_seeds_and_so_is_the_plain_mean_of_the_unifo
     assert np.mean(plain) - value.mean() > 20 * error, "without weights the rare source counts too much"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CORPORA, st.integers(1, 60), st.integers(1, 60), st.integers(0, 2))
 def test_a_second_round_draws_only_what_has_no_label_and_weighs_both(rows: list, n: int, m: int, seed: int) -> None:
     first = draw(rows, n, seed)

@@ -311,7 +311,7 @@ def mutate(value: Value, data: st.DataObject) -> None:
         holder[key] = copy.deepcopy(other)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("which", ["plain", "dataset"])
 def test_any_manifest_gives_a_dataset_or_one_line(good: Path, root: Path, which: str, data: st.DataObject) -> None:
@@ -336,7 +336,7 @@ def test_any_manifest_gives_a_dataset_or_one_line(good: Path, root: Path, which:
         use(dataset)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bytes_give_a_dataset_or_one_line(good: Path, root: Path, data: st.DataObject) -> None:
     raw = bytearray(source_value(good)[0].read_bytes())
@@ -358,7 +358,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipe=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), JSON, max_size=4))
 def test_the_content_id_is_that_of_what_is_written(good: Path, tmp_path: Path, recipe: Value) -> None:
     known = manifest.read_source_manifest(source_value(good)[0])
@@ -503,7 +503,7 @@ def test_junk_parquet_is_refused_by_name(good: Path, root: Path, junk: str) -> N
         assert str(caught.value).isprintable()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_metadata_bytes_are_read_or_refused(good: Path, root: Path, data: st.DataObject) -> None:
     raw = bytearray(parquet(rows_of(good, 0)))

@@ -103,7 +103,7 @@ def write_megatron(
     return path
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     documents=st.lists(st.lists(NUMBERS, max_size=3), max_size=9),
     ended=st.booleans(),
@@ -207,7 +207,7 @@ def write_datatrove(
     return path
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     documents=st.lists(NUMBERS, max_size=9), ended=st.booleans(), width=st.sampled_from([2, 4]), metadata=st.booleans()
 )
@@ -295,7 +295,7 @@ def test_a_loss_mask_of_other_values_is_refused(tmp_path: Path, tokenizer: Path)
 # numpy, dolma, nmoe, llm.c
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     documents=st.lists(st.lists(st.integers(0, 127), min_size=1, max_size=12), min_size=1, max_size=9),
     kind=st.sampled_from(["<u2", ">u2", "<u4", "<i4", "<i8", "<u8"]),

@@ -113,7 +113,7 @@ def test_adding_a_source_leaves_the_order_of_the_others(dataset: Dataset) -> Non
         assert orders[0] == orders[1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_touched_names_the_shards_that_are_read(data) -> None:
     pieces = data.draw(st.sampled_from([1, 4]))
@@ -132,7 +132,7 @@ def test_touched_names_the_shards_that_are_read(data) -> None:
             assert set(touched[source.name]) == wanted
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_phases_lose_and_repeat_nothing(data) -> None:
     """Weights, sources and lengths change on the way; still every token of an epoch is read once before any twice."""
@@ -273,7 +273,7 @@ def test_an_exhausted_source_is_an_error_that_says_by_how_much(dataset: Dataset)
         plan(late, dataset, S, tokens=(51 + windows) * S)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 30), min_size=3, max_size=3), st.floats(0.02, 0.9999), st.booleans())
 def test_redistribution_stays_within_every_cap(dataset: Dataset, weights: list[int], part: float, two: bool) -> None:
     size = {name: windows_of(dataset, name) for name in DOCUMENTS}

@@ -9,14 +9,14 @@ from gristmill.base.errors import UsageError
 from gristmill.shards.order import Permutation, Schedule, group_bounds, hash64, scatter, tijdeman
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.one_of(st.integers(1, 5000), st.integers(4096, 200_000)), key=st.integers(0, 2**64 - 1))
 def test_a_permutation_is_a_bijection(size: int, key: int) -> None:
     image = Permutation(size, key)(np.arange(size))
     assert np.array_equal(np.sort(image), np.arange(size))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(2**40, 2**62), key=st.integers(0, 2**64 - 1))
 def test_a_huge_permutation_stays_inside_and_apart(size: int, key: int) -> None:
     indices = np.concatenate([np.arange(500), size - 1 - np.arange(500)])
@@ -35,7 +35,7 @@ def test_a_permutation_mixes() -> None:
     assert 0.7 < spread / (500 * 0.1 * 0.9) < 1.3  # as random sampling has it
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights=st.lists(st.integers(1, 300), min_size=1, max_size=12))
 def test_every_prefix_is_within_one_of_its_share(weights: list[int]) -> None:
     table = tijdeman(tuple(weights))
@@ -47,7 +47,7 @@ def test_every_prefix_is_within_one_of_its_share(weights: list[int]) -> None:
     assert counts[:, -1].tolist() == weights
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights=st.lists(st.integers(1, 60), min_size=1, max_size=6), k=st.integers(0, 10**12))
 def test_a_schedule_counts_what_it_gives(weights: list[int], k: int) -> None:
     schedule = Schedule(tuple(weights))

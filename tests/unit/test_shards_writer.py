@@ -108,7 +108,7 @@ documents_of = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(documents_of, st.integers(1, 5), st.integers(1, 60), st.integers(2, 25), st.randoms())
 def test_any_parts_in_any_order_and_any_memory_give_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, drawn: list, count: int, memory: int, shard_tokens: int, random
