@@ -32,7 +32,7 @@ from gristmill.datapipe.workflow.worker import Outcome
 
 SECRET = "hf_not_a_real_token"
 FEW = Resources(cpus=0.5)
-LIMIT = 4.0
+LIMIT = 10.0
 """Seconds, of which a worker may need some to import what a job is made of."""
 told: list[str] = []
 

@@ -38,9 +38,10 @@ CANNOT_LOAD = "a Ray worker cannot load gristmill: install the same version, and
 ENOUGH_MEMORY = (
     "give it more: fewer --workers, smaller --ingest.rows-per-partition, or memory_gb in the stage's resources"
 )
-REST_SECONDS = 5.0
+REST_SECONDS, MOST_REST = 5.0, 60.0
 """Where memory ran out, nothing begins for so long, and for twice as long where it does for the same piece again: what
-filled the machine may be another's, and the memory of a process that was ended comes back over seconds."""
+filled the machine may be another's, and the memory of a process that was ended comes back over seconds. After so much
+rest without a piece that was done, the machine is too small, and there is no more."""
 STOP_SECONDS = 0.5
 START_SECONDS = 300.0
 FEEDERS_SECONDS = 3.0
@@ -160,13 +161,13 @@ class OnRay:
         waiting = deque(_Piece.of(job, item, number, limit) for number, item in enumerate(items))
         crew = Crew(job, resources, max(1, min(len(items), int(self.workers // max(resources.cpus, 1e-9)))))
         running: dict[Any, tuple[Place, _Piece]] = {}
-        rested = 0.0
+        rests_until, rest_left = 0.0, MOST_REST
         try:
             while waiting or running:
-                while waiting and crew.free and time.monotonic() >= rested:
+                while waiting and crew.free and time.monotonic() >= rests_until:
                     place, piece = crew.free.pop(), waiting.popleft()
                     running[place.begin(*piece.order())] = place, piece
-                until = rested if waiting and crew.free else inf
+                until = rests_until if waiting and crew.free else inf
                 first = self._first([*running, *crew.starting], until, resources, left)
                 if first is None:
                     continue
@@ -177,6 +178,7 @@ class OnRay:
                 try:
                     outcome: Any = ray.get(first)
                     crew.back(place)
+                    rest_left = MOST_REST
                 except ray_errors.RayTaskError as error:
                     outcome = Outcome(piece.item, error=CANNOT_LOAD, detail=str(error))
                     crew.back(place)
@@ -188,7 +190,8 @@ class OnRay:
                     outcome = piece.lost(error)
                     if outcome is None:
                         if memory:
-                            rested = max(rested, time.monotonic() + REST_SECONDS * 2 ** (piece.losses - 1))
+                            rest = min(REST_SECONDS * 2 ** (piece.losses - 1), rest_left)
+                            rests_until, rest_left = max(rests_until, time.monotonic() + rest), rest_left - rest
                         self._say(f"{job.name}, {piece.name}: {_reason(error)}; it is tried again")
                         waiting.append(piece)
                         continue
