@@ -21,7 +21,7 @@ from gristmill.trainer.checkpoints.checkpoint import Position
 from gristmill.trainer.model import expert_store, precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.expert_store import ExpertStore
-from gristmill.trainer.model.moe.adapt import Coefficients
+from gristmill.trainer.model.filling import Unfilled
 from gristmill.trainer.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -89,9 +89,8 @@ def load_model(
     bos, eos = document_ids(folder, run, config.vocab)
     chosen = checkpoint.find(folder, which)
     file = checkpoint.weights_file(chosen)
-    with torch.device("meta"):  # not filled with zeros first
+    with Unfilled():
         model = Transformer(config, precision.build(run["config"]["precision"], run["config"]["expert_precision"]))
-    model.coefficients = Coefficients(config)
     store = None
     if expert_cache is not None:
         store = ExpertStore(tensor_file.read_file(file), expert_cache)

@@ -29,6 +29,7 @@ from gristmill.trainer.data import Document, TrainingData, held_out, open_traini
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, name_of, resolve
 from gristmill.trainer.model.counts import count
+from gristmill.trainer.model.filling import Unfilled
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.optim import optimizer
 from gristmill.trainer.optim.optimizer import Optimizer
@@ -127,7 +128,8 @@ def agree(config: TrainConfig, data: TrainingData) -> dict[str, Any] | None:
 def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None, world: World) -> Run:
     """Build model and optimiser, bring both to where the run stands, and write run.json.
 
-    A model is built whole by each process, on the processor, before it keeps its share.
+    Each process makes room for its share of the model alone. Of what it is filled with, one whole tensor at a time is
+    in memory.
 
     Raises:
         UsageError: patience without documents to judge by.
@@ -156,20 +158,21 @@ def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | No
                 shutil.copyfile(data.tokenizer, config.folder / "tokenizer.json")
     rounding = precision.StochasticRounding(config.seed, world.device) if config.stochastic_rounding else None
     numbers = precision.build(config.precision, config.expert_precision, rounding)
-    model = Transformer(shape, numbers, config.recompute)
-    if newest is None:
-        model.initialise(config.seed)
-    if weights is not None:
-        initial.load(weights, model)
-    model.to(world.device if world.is_alone else "cpu")
+    with Unfilled():
+        model = Transformer(shape, numbers, config.recompute)
     if config.compile:
         model.compile_blocks()
     spread(model, world, config.parallel)
+    shards = Shards(model, world)
+    if weights is not None:
+        initial.load(weights, shards.pieces(), shards.own)
+    elif newest is None:
+        model.initialise(config.seed, shards.fill)
     facts = record.make(config, data, shape, world)
     if config.init_from:
         facts["initialised_from"] = weights.about if weights else (existing or {}).get("initialised_from")
     run = Run(
-        config, data, facts, model, optimizer.build(model, config.optimizer, Shards(model, world)), world,
+        config, data, facts, model, optimizer.build(model, config.optimizer, shards), world,
         Position(next_sequence=config.first_sequence), Alarms(config.alarms, shape.top_k), Patience(config.patience),
         rounding, documents,
     )  # fmt: skip

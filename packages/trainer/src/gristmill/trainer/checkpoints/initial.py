@@ -5,7 +5,7 @@ Weights come one part at a time, and are found by name; what does not fit is nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,10 @@ from gristmill.base.files import fingerprint, sha256_file
 from gristmill.shards.reader import Dataset
 from gristmill.trainer import hub
 from gristmill.trainer.checkpoints import checkpoint, tensor_file
-from gristmill.trainer.checkpoints.tensor_file import OnDisk, Unwritten
+from gristmill.trainer.checkpoints.tensor_file import OnDisk, Piece, Unwritten
 from gristmill.trainer.evaluation.evaluate import require_same_tokenizer
 from gristmill.trainer.model import huggingface
 from gristmill.trainer.model.config import ModelConfig, ModelSection, resolve
-from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.run_folder import model_config, read_run
 
 
@@ -68,27 +67,23 @@ def require_tokenizer(initial: Initial, dataset: Dataset, data: str) -> None:
 
 
 @torch.no_grad()
-def load(initial: Initial, model: Transformer) -> None:
-    """Put the weights into the model, in its own number format.
+def load(initial: Initial, pieces: Mapping[str, Piece], wanted: Collection[str]) -> None:
+    """Put the weights into what is here of a model's state, in its own number format. `wanted`: what has no values yet.
 
     Raises:
         DataError: a weight that only one of the two has, or of unlike shapes.
     """
-    place, own = initial.about["place"], model.state_dict()
-    wanted = {name for name, _ in model.named_parameters()}
-    for name in sorted(own.keys() & initial.weights.keys()):
-        ours, theirs = list(own[name].shape), list(initial.weights[name].shape)
+    place = initial.about["place"]
+    for name in sorted(pieces.keys() & initial.weights.keys()):
+        ours, theirs = list(pieces[name].shape), list(initial.weights[name].shape)
         if ours != theirs:
             raise DataError(f"{place}: {name} is {theirs}, and this run's model has {ours}; {_MEND}")
-    for name in sorted(wanted - initial.weights.keys()):
+    for name in sorted(set(wanted) - initial.weights.keys()):
         raise DataError(f"{place}: has no {name}, which this run's model has; {_MEND}")
-    for name in sorted(initial.weights.keys() - own.keys() - {"coefficients.factors"}):  # of the training losses
+    for name in sorted(initial.weights.keys() - pieces.keys() - {"coefficients.factors"}):  # of the training losses
         raise DataError(f"{place}: has {name}, which this run's model has not; {_MEND}")
-    for name in own.keys() & initial.weights.keys():
-        flat, at = own[name].view(-1), 0
-        for part in initial.weights[name].parts():
-            flat[at : at + part.numel()] = part.reshape(-1).to(flat)
-            at += part.numel()
+    for name in pieces.keys() & initial.weights.keys():
+        pieces[name].take(initial.weights[name].parts())
 
 
 _MEND = "leave --model.* out to take that model's own shape"

@@ -104,6 +104,15 @@ class Piece(NamedTuple):
         """Of the whole tensor, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def take(self, parts: Iterable[torch.Tensor]) -> None:
+        """The rows out of a tensor that comes in parts, of any number format: see Unwritten."""
+        rows, at = self.tensor.view(-1), -self.first * math.prod(self.shape[1:])  # where in the rows a part begins
+        for part in parts:
+            begin, end = max(at, 0), min(at + part.numel(), len(rows))
+            if begin < end:
+                rows[begin:end] = part.reshape(-1)[begin - at : end - at].to(rows)
+            at += part.numel()
+
     def read(self, source: Source) -> None:
         """Take the rows out of a tensor of the same shape."""
         self.tensor.copy_(

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from gristmill.trainer.checkpoints.tensor_file import Piece
+from gristmill.trainer.model.filling import Draw, place
 from gristmill.trainer.model.moe import MixtureOfExperts
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.parallel import symmetric
@@ -95,6 +96,14 @@ class Shards:
             for name, value in self._model.state_dict(keep_vars=True).items()
         }
 
+    # Values -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fill(self, weight: nn.Parameter, draw: Draw) -> None:
+        """Its rows here, of a whole tensor that lives no longer than this call."""
+        own = self.of(weight)
+        own.rows.copy_(draw(own.shape)[own.first : own.first + len(own.rows)])
+
     # Whole tensors ------------------------------------------------------------------------------------------------
 
     def whole(self, of: nn.Parameter, rows: torch.Tensor) -> torch.Tensor:
@@ -165,7 +174,8 @@ class Shards:
 
 
 def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
-    """Give a whole model to the processes of a world: each keeps its rows of every weight, on its device.
+    """Give a whole model to the processes of a world: each keeps its rows of every weight, on its device. Of a model
+    that is Unfilled they have room, and no values yet.
 
     Experts are spread over the `ep` processes beside each other, their rows then over `dp`; all else over everyone.
 
@@ -173,7 +183,7 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
         UsageError: parallel.ep does not divide the experts of a layer, or parallel.all_to_all is not to be had here.
     """
     if world.is_alone:
-        return
+        return place(model, world.device)
     assert world.mesh is not None and world.everyone is not None
     apart: set[nn.Parameter] = set()
     layers = [block.ffn for block in model.blocks if isinstance(block.ffn, MixtureOfExperts)]
@@ -181,9 +191,6 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
         link = _link(world.mesh["ep"].get_group(), world.device, config)
         for layer in layers:
             layer.spread(link)
-    model.to(world.device)
-    if world.ep > 1:
-        for layer in layers:
             if world.mesh["dp"].size() > 1:
                 _shard(layer.experts, world.mesh, config)
             else:  # nobody else has these
@@ -191,6 +198,7 @@ def spread(model: Transformer, world: World, config: ParallelConfig) -> None:
     for block in model.blocks:
         _shard(block, world.everyone, config, apart)
     _shard(model, world.everyone, config, apart)
+    place(model, world.device)
 
 
 def _link(group: dist.ProcessGroup, device: torch.device, config: ParallelConfig) -> AllToAll:

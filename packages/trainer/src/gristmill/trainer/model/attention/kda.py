@@ -19,6 +19,7 @@ from gristmill.base.config import check_range
 from gristmill.trainer.model.attention._delta_rule import CHUNK, delta_rule
 from gristmill.trainer.model.attention._scores import remember
 from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.filling import Fill, whole
 from gristmill.trainer.model.layers import Linear, RMSNorm
 from gristmill.trainer.model.precision import Precision
 from gristmill.trainer.model.segments import Context
@@ -52,12 +53,15 @@ class Attention(nn.Module):
         self.output_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.output = Linear(inner, config.width, precision)
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator, fill: Fill = whole) -> None:
         """Steps of 0.001 to 0.1 and rates of 1 to 16: from Mamba (arXiv 2312.00752, section 3.6), as in Kimi Linear."""
-        step = torch.empty(self.decay_bias.shape).uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp()
-        self.decay_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
-        rate_H = torch.empty(self.log_rate_H.shape).uniform_(1.0, 16.0, generator=generator)
-        self.log_rate_H.copy_(rate_H.log())
+
+        def bias(shape: torch.Size) -> torch.Tensor:
+            step = torch.empty(shape).uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp()
+            return step + torch.log(-torch.expm1(-step))  # softplus of it is the step
+
+        fill(self.decay_bias, bias)
+        fill(self.log_rate_H, lambda shape: torch.empty(shape).uniform_(1.0, 16.0, generator=generator).log())
 
     def forward(
         self, x_BSD: torch.Tensor, context: Context, memory: dict[str, torch.Tensor] | None = None

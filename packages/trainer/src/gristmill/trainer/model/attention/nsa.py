@@ -21,6 +21,7 @@ from gristmill.base.config import check_range
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model.attention._scores import attend, mean_seen, remember
 from gristmill.trainer.model.config import ModelConfig
+from gristmill.trainer.model.filling import Fill, whole
 from gristmill.trainer.model.layers import Linear
 from gristmill.trainer.model.precision import Precision
 from gristmill.trainer.model.segments import Context, rotate
@@ -194,8 +195,8 @@ class Summary(nn.Module):
         self.hidden = Linear(block * head_dim, head_dim, precision)
         self.summary = Linear(head_dim, head_dim, precision)
 
-    def initialise(self, generator: torch.Generator) -> None:
-        self.place_Ld.copy_(torch.empty(self.place_Ld.shape).normal_(0.0, 0.02, generator=generator))
+    def initialise(self, generator: torch.Generator, fill: Fill = whole) -> None:
+        fill(self.place_Ld, lambda shape: torch.empty(shape).normal_(0.0, 0.02, generator=generator))
 
     def forward(self, x_BNLGd: torch.Tensor) -> torch.Tensor:
         """-> [B, G, N, d]"""

@@ -1,0 +1,33 @@
+"""Models larger than the memory of a process: made of shapes first, and filled tensor by tensor, or row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+Draw = Callable[[torch.Size], torch.Tensor]
+"""The values of a whole tensor of this shape, on the CPU."""
+Fill = Callable[[nn.Parameter, Draw], None]
+"""Puts what a weight is to hold into it. Each weight is drawn by every process, since the next one's draws follow."""
+
+
+class Unfilled(TorchFunctionMode):
+    """What torch.empty() makes within it has a shape and no memory (the meta device), until place(). What has values
+    from the start, such as the ones of a norm, has them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **({**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}))
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """All of a model to a device; what was Unfilled gets memory there, with no values yet."""
+    model._apply(lambda one: torch.empty_like(one, device=device) if one.is_meta else one.to(device))
+
+
+def whole(weight: nn.Parameter, draw: Draw) -> None:
+    """The Fill of a model that is in one place."""
+    weight.copy_(draw(weight.shape))
