@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 
 import psutil
-from tests.parallel.test_launch import SECONDS, command, shards, until
+from tests.parallel.test_launch import SECONDS, STEPS, command, shards, until
 from tests.support.training_runs import same_weights
 
 from gristmill.trainer.checkpoints import checkpoint
@@ -26,6 +27,29 @@ def _words(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:  # it ended meanwhile
         return []
+
+
+def test_told_to_stop_it_saves_and_another_number_of_processes_goes_on(shards: Path, tmp_path: Path) -> None:
+    whole, on_ray = tmp_path / "whole", tmp_path / "ray"
+    tokens = ("--tokens", str(8 * STEPS * 4 * 32), "--checkpoint-every", "50")
+    subprocess.run(command(shards, whole, *tokens), check=True, capture_output=True)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        words = command(shards, on_ray, *tokens, "--launcher", "ray", "--nproc", "2")
+        running = subprocess.Popen(words, stdout=file, stderr=file)
+        try:
+            until(lambda: checkpoint.latest(on_ray) or running.poll() is not None)
+            assert running.poll() is None, log.read_text()
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(timeout=SECONDS) == 143, log.read_text()
+        finally:
+            running.kill()
+    record = json.loads((on_ray / "run.json").read_text())
+    at = checkpoint.read_state(checkpoint.newest(on_ray)).position.step
+    assert record["status"] == "interrupted" and record["step"] == at < 8 * STEPS
+    assert f"stopped after step {at:,}; trainer resume {on_ray} goes on" in log.read_text()
+    subprocess.run(command(shards, on_ray, *tokens), check=True, capture_output=True)
+    assert same_weights(whole, on_ray)
 
 
 def test_a_lost_worker_is_replaced_and_the_weights_are_those_of_one_process(shards: Path, tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ from gristmill.trainer.watch.samples import write_samples
 log = logging.getLogger("gristmill.trainer")
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, stop: list[int] | None = None) -> dict[str, Any]:
     """Train to the end of the budget, or on from where the run in config.output stands; answers run.json's content.
 
     A finished run is left as it is. SIGTERM or Ctrl-C saves a checkpoint after the current step, then ends with
-    SystemExit(143) or KeyboardInterrupt.
+    SystemExit(143) or KeyboardInterrupt; as does the number of a signal in `stop`, whenever it comes there.
 
     Raises:
         UsageError: config.output holds a run with another configuration, or the configuration is not possible.
@@ -66,11 +66,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
             log.info("%s: already done (%s tokens); nothing to do", config.folder, f"{existing['tokens']:,}")
             return existing
         world.wait()  # until all have seen what is there
-        return _train(config, data, existing, world)
+        return _train(config, data, existing, world, stop)
 
 
-def _train(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None, world: World) -> dict[str, Any]:
-    with alone(config.folder) if world.is_first else contextlib.nullcontext(), stop_after_step() as stopped:
+def _train(
+    config: TrainConfig, data: TrainingData, existing: dict[str, Any] | None, world: World, stop: list[int] | None
+) -> dict[str, Any]:
+    with alone(config.folder) if world.is_first else contextlib.nullcontext(), stop_after_step(stop) as stopped:
         run = start.begin(config, data, existing, world)
         try:
             reason = _run_steps(run, stopped)

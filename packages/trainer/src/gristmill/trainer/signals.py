@@ -13,10 +13,10 @@ log = logging.getLogger("gristmill.trainer")
 
 
 @contextlib.contextmanager
-def stop_after_step() -> Iterator[list[int]]:
+def stop_after_step(received: list[int] | None = None) -> Iterator[list[int]]:
     """A list that receives the first SIGTERM or SIGINT; a second one does what it always does, and a checkpoint that is
-    on its way is still written. Only in the main thread."""
-    received: list[int] = []
+    on its way is still written. Beside the main thread only who gave the list puts something into it."""
+    received = [] if received is None else received
     if threading.current_thread() is not threading.main_thread():
         yield received
         return

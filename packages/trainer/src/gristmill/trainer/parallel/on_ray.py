@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import secrets
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,14 @@ from gristmill.base.config import from_mapping, to_mapping
 from gristmill.base.errors import DataError, GristmillError, UsageError
 from gristmill.base.files import read_object, write_json
 from gristmill.trainer.config import TrainConfig
-from gristmill.trainer.run_folder import pick_device
+from gristmill.trainer.run_folder import pick_device, read_run
+from gristmill.trainer.signals import stop_after_step
 
 RESTARTS = 3
-REFUSED = Path("ray") / "refused.json"
+REFUSED, STOP = Path("ray") / "refused.json", Path("ray") / "stop.json"
+LOOK_SECONDS = 0.5
+
+log = logging.getLogger("gristmill.trainer")
 
 
 def train_on_ray(config: TrainConfig) -> None:
@@ -59,8 +66,10 @@ def train_on_ray(config: TrainConfig) -> None:
             failure_config=FailureConfig(max_failures=RESTARTS),
         ),
     )
+    stop = config.folder / STOP
+    stop.unlink(missing_ok=True)
     try:
-        trainer.fit()
+        signalled = _fit(trainer, stop)
     except TrainingFailedError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise GristmillError(f"--launcher ray: {lines[-1] if lines else 'training failed'}") from error
@@ -69,6 +78,9 @@ def train_on_ray(config: TrainConfig) -> None:
     if refused.exists():
         found = read_object(refused, kind=str, told=str)
         raise (UsageError if found["kind"] == "UsageError" else DataError)(found["told"])
+    if signalled and (run := read_run(config.folder))["status"] != "done":
+        log.info("stopped after step %s; trainer resume %s goes on", f"{run['step']:,}", config.folder)
+        raise KeyboardInterrupt if signalled == signal.SIGINT else SystemExit(128 + signalled)
 
 
 def _prepare() -> None:
@@ -81,12 +93,52 @@ def _prepare() -> None:
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
 
+def _fit(trainer: Any, stop: Path) -> int:
+    """To the end, in a thread: in the main one Ray Train takes Ctrl-C for itself, and ends the workers at once. Answers
+    the signal that came, which the workers are told of by the file `stop`; 0: none."""
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            ended.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            ended.put(error)
+
+    threading.Thread(target=fit, name="ray train", daemon=True).start()
+    with stop_after_step() as stopped:
+        while True:
+            try:
+                error = ended.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                if stopped and not stop.exists():
+                    write_json(stop, {"signal": stopped[0]})
+                continue
+            if error is not None:
+                raise error
+            return stopped[0] if stopped else 0
+
+
 def _work(values: dict[str, Any]) -> None:
     """What no new start mends is put down, and told by the command, instead of being raised, as Ray would try again."""
     from gristmill.trainer import loop
 
     config = from_mapping(TrainConfig, values, "--launcher ray")
+    told: list[int] = []
+    over = threading.Event()
+    threading.Thread(target=_listen, args=(config.folder / STOP, told, over), daemon=True).start()
     try:
-        loop.train(config)
+        loop.train(config, told)
     except (UsageError, DataError) as error:
         write_json(config.folder / REFUSED, {"kind": type(error).__name__, "told": str(error)})
+    except (KeyboardInterrupt, SystemExit):
+        if not told:
+            raise
+    finally:
+        over.set()
+
+
+def _listen(stop: Path, told: list[int], over: threading.Event) -> None:
+    while not over.wait(LOOK_SECONDS):
+        if stop.exists():
+            return told.append(read_object(stop, signal=int)["signal"])
