@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import statistics
 import subprocess
 import sys
 
@@ -103,6 +104,20 @@ def test_planned_memory_is_what_each_of_two_processes_takes():
     for rank in in_ranks(of_a_rank, 2):
         for taken, planned in rank:
             assert planned == pytest.approx(taken, rel=WITHIN)
+
+
+def of_heavy_experts(rank: int, n: int) -> list[int]:
+    section = ModelSection(preset="tiny", vocab=512, width=128, layers=4, experts=16, expert_width=256)
+    config = TrainConfig(batch=BatchConfig(64, 8, 2), parallel=ParallelConfig(ep=2))
+    with joined(config.parallel, torch.device("cpu")) as world:
+        taken = allocated(resolve(section), config, world)
+    return [taken, memory.estimate(resolve(section), config, Mesh(2, n // 2, "shard")).total]
+
+
+def test_planned_memory_is_what_processes_take_that_share_out_experts_and_their_rows():
+    """A process now and then still holds a layer's experts when the next one's come: the middle of four is meant."""
+    taken, planned = zip(*in_ranks(of_heavy_experts, 4), strict=True)
+    assert planned[0] == pytest.approx(statistics.median(taken), rel=WITHIN)
 
 
 SEEN_BY_THE_KERNEL = """

@@ -139,6 +139,7 @@ def _moments(parts: Parts, mesh: Mesh, row_bytes: int, only: bool, all_gradients
     gradients = 0.0 if only else float(all_gradients)
     outer = 0.0 if alone else parts.outer.gradients
     gathers = [0 if alone else _gathered(layer, mesh) for layer in parts.layers]
+    nexts = [0 if alone else _gathered_ahead(layer, mesh) for layer in parts.layers]
 
     def moment(phase: Phase, dispatch: float = 0.0, gathered: float = 0.0) -> Moment:
         nonlocal held, gradients
@@ -155,13 +156,13 @@ def _moments(parts: Parts, mesh: Mesh, row_bytes: int, only: bool, all_gradients
 
     yield moment(parts.begin, gathered=outer)
     for at, layer in enumerate(parts.layers):
-        ahead = gathers[at] + (gathers[at + 1] if at + 1 < len(gathers) else 0)
+        ahead = gathers[at] + (nexts[at + 1] if at + 1 < len(nexts) else 0)
         yield moment(layer.forward, dispatched(layer), outer + ahead)
     yield moment(parts.forward, gathered=outer + gathers[-1])
     yield moment(parts.backward, gathered=outer + gathers[-1])
     for at in range(len(gathers) - 1, -1, -1):
         layer = parts.layers[at]
-        ahead = 2 * gathers[at] + (gathers[at - 1] if at else 0)  # twice: its gradients, on their way to be summed
+        ahead = 2 * gathers[at] + (nexts[at - 1] if at else 0)  # twice: its gradients, on their way to be summed
         yield moment(layer.backward, dispatched(layer), outer + ahead)
         if only and not alone:
             gradients += _share(layer.size, mesh).gradients
@@ -182,6 +183,13 @@ def _gathered(layer: Layer, mesh: Mesh) -> int:
     """Bytes of a layer's weights that come from other GPUs, whole."""
     size = layer.size
     return size.gradients if mesh.dp > 1 or mesh.ep == 1 else size.gradients - size.expert_gradients
+
+
+def _gathered_ahead(layer: Layer, mesh: Mesh) -> int:
+    """Of these, bytes that are gathered while another layer is at work. Experts that are spread are gathered by
+    themselves, once the rest of their layer is there."""
+    size = layer.size
+    return size.gradients - size.expert_gradients if mesh.ep > 1 else _gathered(layer, mesh)
 
 
 def _on_line(a: Parts, b: Parts, at: float) -> Parts:
