@@ -115,6 +115,26 @@ def test_muon_takes_whole_matrices_and_adafactor_is_refused():
         plan(asked(optimizer=OptimizerConfig(kind="adafactor"), mesh=("dp=4",)))
 
 
+def test_muons_products_take_time_of_which_experts_are_shared():
+    shape = resolve(MODEL)
+    products = measure.orthogonal(shape, asked(optimizer=OptimizerConfig(kind="muon")))
+    width, hidden, experts = shape.width, shape.expert_width, sum(shape.experts_of(layer) for layer in shape.moe_layers)
+    small, large = sorted((width, hidden))
+    assert products.experts == 5 * 3 * experts * (4 * small**2 * large + 2 * small**3)  # gate, up and down
+    assert products.dense > 0 and measure.orthogonal(shape, asked()) == (0, 0)
+    one, many, copies = (
+        plan(asked(optimizer=OptimizerConfig(kind="muon"), mesh=(mesh,)))["time"]["step"]
+        for mesh in ("dp=1", "ep=4,dp=2", "ep=4,dp=2,data=replicate")
+    )
+    work = 989e12 * ASKED.mfu
+    assert one["optimizer"] == pytest.approx((products.dense + products.experts) / work, rel=0.01)
+    assert many["optimizer"] == pytest.approx((products.dense + products.experts / 8) / work, rel=0.01)
+    assert copies["optimizer"] == pytest.approx((products.dense + products.experts / 4) / work, rel=0.01)
+    assert many["seconds"] == pytest.approx(
+        max(many["compute"], many["weights_and_gradients"]) + many["tokens"] + many["optimizer"]
+    )
+
+
 def test_bytes_of_tokens_are_those_that_spread_experts_send():
     """Forward and backward of one layer, by the layer's own count."""
     ranks, rows = 4, 64

@@ -48,6 +48,12 @@ def newton_schulz(stack_NMK: torch.Tensor) -> torch.Tensor:
     return x_NMK.mT if is_tall else x_NMK
 
 
+def flops(rows: int, columns: int) -> int:
+    """Of the products for one matrix."""
+    M, K = sorted((rows, columns))
+    return STEPS * (4 * M * M * K + 2 * M**3)
+
+
 def _rounded(x: torch.Tensor) -> torch.Tensor:
     """In bf16 where that is quicker, as always in torch.optim.Muon: the iteration forgives rounding."""
     return x.bfloat16() if x.is_cuda or _QUICK_ON_CPU else x

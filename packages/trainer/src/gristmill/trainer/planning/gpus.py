@@ -15,13 +15,15 @@ from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig
 from gristmill.trainer.model.counts import Counts
 from gristmill.trainer.optim.config import GROUPS
-from gristmill.trainer.planning import memory, traffic
+from gristmill.trainer.planning import measure, memory, traffic
+from gristmill.trainer.planning.measure import Orthogonal
 from gristmill.trainer.planning.mesh import Mesh, every
 from gristmill.trainer.planning.plan_config import PlanConfig
 from gristmill.trainer.planning.traffic import NOTHING, Sent, Traffic, Weights
 from gristmill.trainer.watch import hardware
 from gristmill.trainer.watch.hardware import Links, Peak
 
+_NO_PRODUCTS = Orthogonal()
 FILLED = 0.95  # of a GPU's memory: the rest is left to driver, NCCL, and holes between tensors
 
 
@@ -36,7 +38,8 @@ def reckon(config: PlanConfig, model: ModelConfig, counts: Counts) -> list[dict[
     meshes = config.meshes or every(config.gpus or 1, experts, config.parallel.data)
     for mesh in meshes:
         _require_possible(config, mesh, experts)
-    entries = [_entry(config, model, counts, mesh) for mesh in meshes]
+    products = measure.orthogonal(model, config) if "muon" in _optimisers(config) else _NO_PRODUCTS
+    entries = [_entry(config, model, counts, products, mesh) for mesh in meshes]
     return sorted(entries, key=lambda entry: (entry["short"] > 0, -entry["time"]["tokens_per_second"]))
 
 
@@ -83,7 +86,7 @@ def _links(config: PlanConfig, peak: Peak, mesh: Mesh) -> Links:
     return links._replace(source=f"{links.source}, or as given") if given else links
 
 
-def _entry(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh) -> dict[str, Any]:
+def _entry(config: PlanConfig, model: ModelConfig, counts: Counts, products: Orthogonal, mesh: Mesh) -> dict[str, Any]:
     peak = _peak(config)
     has = peak.memory_gb and peak.memory_gb * 1e9
     memory_of = memory.ByMicro(model, config, mesh)
@@ -105,7 +108,7 @@ def _entry(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh) -
         "memory": {**needed._asdict(), "total": needed.total, "most_dispatch": dispatch, "assumes": memory.ASSUMES},
         "short": max(needed.total - has * FILLED, 0.0) if has else 0.0,
         "traffic": {name: one._asdict() for name, one in (*sent._asdict().items(), ("total", sent.total))},
-        **time(config, model, counts, mesh, sent),
+        **time(config, model, counts, mesh, sent, products),
     }
 
 
@@ -121,8 +124,12 @@ def _traffic(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh,
     return sent
 
 
-def time(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, sent: Traffic = NOTHING) -> dict[str, Any]:
-    """time, assumptions and cost of the whole budget, where each GPU sends so much in a step."""
+def time(
+    config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, sent: Traffic = NOTHING,
+    products: Orthogonal = _NO_PRODUCTS,
+) -> dict[str, Any]:  # fmt: skip
+    """time, assumptions and cost of the whole budget, where each GPU sends so much in a step, and Muon has these
+    products to make: of experts each GPU's own, of all other matrices all."""
     peak = _peak(config)
     links = _links(config, peak, mesh)
     per_token = counts.flops_per_token(config.batch.sequence)
@@ -135,7 +142,9 @@ def time(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, sen
         return max(within, one.between / (links.between * config.link_share) if one.between else 0.0)
 
     exchange, weights = on_links(sent.tokens), on_links(sent.weights.plus(sent.gradients))
-    step = max(compute, weights) + exchange
+    own = mesh.ep if mesh.data == "replicate" else mesh.gpus
+    optimizer = (products.dense + products.experts / own) / (peak.flops * config.mfu)
+    step = max(compute, weights) + exchange + optimizer
     speed = config.batch.tokens / step
     seconds = config.trained_tokens / speed
     assumed = [
@@ -150,6 +159,8 @@ def time(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, sen
             f"{links.between / 1e9:,.0f} GB/s to others ({links.source}), of which {config.link_share:.0%} is assumed",
             "weights and gradients, in fp32, travel while layers compute: the longer of the two counts",
         ]
+    if optimizer:
+        assumed.append("Muon's products reach the same share of the peak; every GPU makes those of all dense matrices")
     if mesh.ep > 1:
         assumed.append("tokens travel while nothing computes, and every GPU's experts get as many as every other's")
     return {
@@ -157,7 +168,13 @@ def time(config: PlanConfig, model: ModelConfig, counts: Counts, mesh: Mesh, sen
             "seconds": seconds,
             "tokens_per_second": speed,
             "tokens_per_second_per_gpu": speed / mesh.gpus,
-            "step": {"seconds": step, "compute": compute, "weights_and_gradients": weights, "tokens": exchange},
+            "step": {
+                "seconds": step,
+                "compute": compute,
+                "weights_and_gradients": weights,
+                "tokens": exchange,
+                "optimizer": optimizer,
+            },
             "mfu": speed / mesh.gpus * per_token / peak.flops,
             "gpu_hours": seconds / 3600 * mesh.gpus,
             "how": assumed[0],

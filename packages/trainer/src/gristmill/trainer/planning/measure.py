@@ -25,6 +25,8 @@ from gristmill.trainer.model.moe import MixtureOfExperts, dispatch
 from gristmill.trainer.model.segments import Segments
 from gristmill.trainer.model.transformer import Block, Transformer
 from gristmill.trainer.optim import optimizer as optim
+from gristmill.trainer.optim import orthogonalise
+from gristmill.trainer.optim.muon import Muon
 from gristmill.trainer.parallel.all_to_all import AllToAll, Splits
 
 # Operators that copy their input within, and let the copy go: here, exp of all logits (ATen's ReduceOps.cpp). What
@@ -140,6 +142,28 @@ def whole(model: ModelConfig, config: TrainConfig) -> Size:
     with torch.device("meta"):
         network = Transformer(model, precision.build(config.precision, config.expert_precision))
         return _size("", network, optim.build(network, config.optimizer))
+
+
+class Orthogonal(NamedTuple):
+    """FLOPs of Muon's products in a step, for all matrices."""
+
+    dense: float = 0.0
+    experts: float = 0.0
+
+
+def orthogonal(model: ModelConfig, config: TrainConfig) -> Orthogonal:
+    with torch.device("meta"):
+        network = Transformer(model, precision.build(config.precision, config.expert_precision))
+        optimizer = optim.build(network, config.optimizer)
+    found = {2: 0.0, 3: 0.0}  # stacks of matrices are experts
+    for part in optimizer.parts:
+        if isinstance(part, Muon):
+            for group in part.param_groups:
+                for one in group["params"]:
+                    rows = one.shape[-2] // group["maps"]
+                    matrices = one.shape[:-2].numel() * group["maps"]
+                    found[one.ndim] += matrices * orthogonalise.flops(rows, one.shape[-1])
+    return Orthogonal(found[2], found[3])
 
 
 class Held(TorchDispatchMode):

@@ -66,9 +66,10 @@ def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
             for name, one in sent.items()
         ]
         facts["sent"] = "; ".join(told) + "; by each GPU in a step"
+        muon = f", Muon's products {step['optimizer']:.3g} s" if step["optimizer"] else ""
         facts["step"] = (
             f"{step['seconds']:.3g} s: arithmetic {step['compute']:.3g} s, weights and gradients "
-            f"{step['weights_and_gradients']:.3g} s, tokens {step['tokens']:.3g} s; "
+            f"{step['weights_and_gradients']:.3g} s, tokens {step['tokens']:.3g} s{muon}; "
             f"{time['tokens_per_second_per_gpu']:,.0f} tokens/s and GPU, {time['mfu']:.1%} of its peak"
         )
     if time["seconds"] is not None:
