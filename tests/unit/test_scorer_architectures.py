@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gristmill.base.errors import DataError, UsageError
+from gristmill.base.hub import origin
 from gristmill.scorer.backbone import cut, staged
 from gristmill.scorer.backbone.cut import PARITY, parity_failure
-from gristmill.scorer.backbone.hub import local_folder, origin
+from gristmill.scorer.backbone.hub import local_folder
 from gristmill.scorer.backbone.staged import BackboneIdentity, StagedBackbone, identify
 from gristmill.scorer.backbone.states import pad
 from gristmill.scorer.backbone.tiny import STAGED, tiny_model, write_tiny
@@ -182,5 +183,5 @@ def test_a_folder_of_the_hubs_cache_is_named_for_its_repository_and_commit(tmp_p
 
 @pytest.mark.parametrize("address", ["hf://tiny", "hf://a/b/c", "hf://a/b@", "hf:///b"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match="hf://org/model"):
+    with pytest.raises(UsageError, match="hf://org/name"):
         local_folder(address)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gristmill.base.errors import DataError, UsageError
+from gristmill.base.hub import download, is_address, origin
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -15,45 +15,26 @@ TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
 )  # fmt: skip
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-# What is left of the two slashes where an address went through a Path is one.
-ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+?)(@(?P<revision>[^@]+))?/?")
 
 
 def local_folder(place: str) -> Path:
     """The folder of a model; one at an hf:// address is downloaded into the Hub's cache first, unless it is there.
 
-    The Hub's own settings hold: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.
-
     Raises:
         UsageError: no such folder, repository or revision, none that may be read, or no connection.
     """
-    if not place.startswith("hf:"):
+    if not is_address(place):
         if not Path(place).is_dir():
             raise UsageError(
                 f"{place}: no such folder; a model on the Hub is named hf://org/name or hf://org/name@revision"
             )
         return Path(place)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    found = ADDRESS.fullmatch(place)
-    if not found:
-        raise UsageError(f"{place}: an address on the Hub is hf://org/name or hf://org/name@revision")
-    try:
-        folder = snapshot_download(
-            found["name"], revision=found["revision"], allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES],
-            ignore_patterns=["*/*"], library_name="gristmill",
-        )  # fmt: skip
-    except (OSError, HFValidationError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"hf://{found['name']}: cannot be downloaded ({told})") from None
-    return Path(folder)
+    return download(place, MODEL_FILES + TOKENIZER_FILES)
 
 
 def commit(folder: Path) -> str:
     """The commit that a folder of the Hub's cache holds; "" of any other folder."""
-    folder = folder.resolve()
-    return folder.name if folder.parent.name == "snapshots" else ""
+    return origin(folder)[1]
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -19,8 +19,8 @@ from torch import nn
 
 from gristmill.base.errors import DataError, UsageError
 from gristmill.base.files import fingerprint, sha256_file
+from gristmill.base.hub import origin
 from gristmill.scorer.backbone.cut import blocks_of, cut_config, first_line, parity_failure, states_at, view
-from gristmill.scorer.backbone.hub import origin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MXFP4_NEEDS = ("accelerate", "kernels", "triton")

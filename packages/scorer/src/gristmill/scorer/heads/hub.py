@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gristmill.base.errors import DataError, GristmillError, UsageError
-from gristmill.scorer.backbone.hub import ADDRESS
+from gristmill.base.hub import ADDRESS, is_address
 from gristmill.scorer.heads.files import FILES, MANIFEST, check_files, replaced
 
 NAMES = (*FILES, MANIFEST)
@@ -43,7 +43,7 @@ def locate(heads: str | Path) -> Path:
         DataError: the repository is no heads folder.
         GristmillError: the Hub refuses, or cannot be reached.
     """
-    return _download(parse(heads)) if str(heads).startswith("hf:") else Path(heads)
+    return _download(parse(heads)) if is_address(heads) else Path(heads)
 
 
 def pull(address: str | Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from gristmill.base.config import from_mapping, to_mapping
 from gristmill.base.errors import DataError
 from gristmill.base.files import fingerprint, sha256_file
+from gristmill.base.hub import is_address
 from gristmill.shards.reader import Dataset
 from gristmill.trainer import hub
 from gristmill.trainer.checkpoints import checkpoint, tensor_file
@@ -38,7 +39,7 @@ def find(place: str) -> Initial:
         UsageError: there is no such place, or no checkpoint in it.
         DataError: what is there is damaged, or a model that cannot be read.
     """
-    if place.startswith("hf:") or not _is_ours(Path(place)):
+    if is_address(place) or not _is_ours(Path(place)):
         return _foreign(place)
     folder = Path(place)
     chosen = checkpoint.newest(folder) if (folder / "run.json").exists() else folder
