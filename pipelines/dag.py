@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from duplicates import CLUSTERED, DuplicateConfigs, duplicate_stages
+from gristmill.base import cli
 from gristmill.base.config import load_toml
 from gristmill.base.errors import UsageError
 from gristmill.datapipe.contamination.report import ContaminationReport
@@ -98,6 +99,9 @@ class PipelineConfig(DuplicateConfigs, ModelConfigs, RunOptions):
     """In json form, so many characters of reasons before the scores."""
     oracle_gpus: int = 0
     """GPUs of each engine in process, which share the model (tensor parallel)."""
+    oracle_budget_tokens: cli.Tokens = 0
+    """Tokens that all prompts and answers may come to, in all runs of this folder, as 50M. Then the run ends, and goes
+    on with a greater budget. 0 has no limit."""
     oracle_config: Path | None = None
     """TOML with more settings of the engine: max_model_len, max_num_seqs ... of a model folder; concurrency,
     requests_per_minute, tokens_per_minute ... of an address."""
@@ -149,13 +153,13 @@ def build(config: PipelineConfig) -> tuple[Ingest, list[Node]]:
         if len({rubric.name for rubric in distinct}) < len(distinct):
             raise UsageError("--rubric and --rubrics name different rubrics that have the same name; rename one")
         routes = {source: heads_of(rubric) for source, rubric in by_source.items()}
-        features = config.output.absolute() / FEATURES
+        features, replies = (config.output.absolute() / name for name in (FEATURES, REPLIES))
         scoring = replace(config.scoring, device=config.scoring.device or config.heads.device)
         score = Score(backbone, routes, scoring, _others(config), config.ensemble)
         nodes += [
             Select(policy.before("scores"), "survivors", "survivors"),
             Sample(config.sample),
-            Grade(_absolute(config.oracle), by_source, _grading(config), config.output.absolute() / REPLIES),
+            Grade(_absolute(config.oracle), by_source, _grading(config), replies, config.oracle_budget_tokens),
             Labels(distinct),
             *(Heads(backbone, one, by_source, config.heads, config.calibration, scoring, features) for one in distinct),
             Thresholds(routes),

@@ -107,14 +107,18 @@ class Grade(Stage):
 
     rubrics: by source; "" is for all others. replies: a folder that keeps every answer, so that a run that was stopped
     asks none again. It is no output: the answers are in the grades too, and when they came says nothing about them.
+    budget_tokens: what all answers in there may cost, with their prompts; 0 is without limit. It decides no answer.
     Column `again` is a list of the document's further gradings, each with the columns of the first.
     """
 
     name, folder, version = "grades", "labels/grades", 3
     over, columns = "sample", ("id", "text", "source", "repeats", "temperature")
 
-    def __init__(self, oracle: str, rubrics: Mapping[str, Rubric], config: GradeConfig, replies: Path) -> None:
+    def __init__(
+        self, oracle: str, rubrics: Mapping[str, Rubric], config: GradeConfig, replies: Path, budget_tokens: int = 0
+    ) -> None:
         self._oracle, self._rubrics, self._grade, self._replies = oracle, rubrics, config, replies
+        self._budget = budget_tokens
         self._served = oracle.startswith(("http://", "https://"))
         self.resources = Resources(1.0) if self._served else Resources(float(config.threads), float(config.gpus))
         self.config = {
@@ -129,7 +133,7 @@ class Grade(Stage):
     def setup(self, folders: Mapping[str, Path]) -> None:
         from gristmill.scorer.oracle.replies import Replies, StoredEngine
 
-        self._engine = StoredEngine(self._open(), Replies(self._replies))
+        self._engine = StoredEngine(self._open(), Replies(self._replies), self._budget, of_all=True)
 
     def _open(self) -> Any:
         where, settings = "oracle_config", dict(self._grade.settings)

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gristmill.base.errors import GristmillError, PartialError, UsageError
+from gristmill.scorer.oracle import rate_limit
 from gristmill.scorer.oracle.endpoint import EndpointConfig, EndpointEngine
 from gristmill.scorer.oracle.grade import grade_documents
 from gristmill.scorer.oracle.prompt import prompts
@@ -252,11 +254,27 @@ def test_limits_pace_the_requests_and_their_retries(server: Server) -> None:
     assert sum(gaps) >= 7 * 0.1 - 0.05, "eight attempts at ten a second"
 
 
-def test_tokens_per_minute_pace_by_size() -> None:
-    limit, started = RateLimit(tokens_per_minute=60_000), time.monotonic()
+def test_tokens_per_minute_pace_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 1000 + sum(slept), sleep=slept.append)
+    monkeypatch.setattr(rate_limit, "time", clock)
+    limit = RateLimit(tokens_per_minute=60_000)
     for tokens in (100, 200, 1):
         limit.wait(tokens)
-    assert 0.3 <= time.monotonic() - started < 0.6
+    assert slept == pytest.approx([0, 0.1, 0.2])
+
+
+def test_a_budget_of_all_counts_what_others_asked_and_earlier_runs(server: Server, tmp_path: Any) -> None:
+    texts, folder = [f"text {number}" for number in range(12)], tmp_path / "replies"
+    first, *others = (StoredEngine(engine_of(server), Replies(folder), 500, of_all=True) for _ in range(9))
+    grade_documents(first, RUBRIC, texts[:1], 50)
+    for engine in others:
+        with pytest.raises(PartialError, match="goes on from there with a greater one"):
+            grade_documents(engine, RUBRIC, texts, 50)
+    spent = Replies(folder).tokens
+    assert first.counts.tokens < spent == len(server.bodies) * 41 <= 500
+    grade_documents(StoredEngine(engine_of(server), Replies(folder), 5000, of_all=True), RUBRIC, texts, 50)
+    assert len(server.bodies) == 24 and Replies(folder).tokens == 24 * 41, "nothing was paid for twice"
 
 
 def test_budget_stops_before_it_is_exceeded_and_the_next_run_goes_on(server: Server, tmp_path: Any) -> None:

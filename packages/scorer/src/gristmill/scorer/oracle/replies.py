@@ -50,6 +50,8 @@ class Replies:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: a file; give a folder for the oracle's replies")
         self.folder = folder
+        self.tokens = 0
+        """Of all answers that are here, and their prompts: what they have cost."""
         self.damaged = 0
         """Lines that could not be read, of a disk that lost power or of another hand: asked again."""
         self._lines: dict[bytes, bytes] = {}
@@ -93,6 +95,7 @@ class Replies:
                     f"{self.folder}: {error.strerror}; mend that, then the same command goes on"
                 ) from None
             self._lines.update(lines)
+            self.tokens += sum(reply.prompt_tokens + reply.reply_tokens for _, reply in answers)
 
     def close(self) -> None:
         with self._lock:
@@ -131,9 +134,12 @@ class Replies:
                     break
                 start += len(line)
                 try:
-                    self._lines[bytes.fromhex(LINE.validate_json(line).key)] = line
+                    answer = LINE.validate_json(line)
+                    self._lines[bytes.fromhex(answer.key)] = line
                 except ValueError:
                     self.damaged += 1
+                    continue
+                self.tokens += answer.reply.prompt_tokens + answer.reply.reply_tokens
         self._read_to[path.name] = start
 
 
@@ -157,9 +163,11 @@ class StoredEngine:
     again. The same prompt twice in one call is asked once; a second opinion is another `repeat`.
     """
 
-    def __init__(self, engine: Engine, replies: Replies, budget_tokens: int = 0) -> None:
-        """budget_tokens: ask for no more than so many, prompts and answers together; 0 is without limit."""
-        self._engine, self._replies, self._budget = engine, replies, budget_tokens
+    def __init__(self, engine: Engine, replies: Replies, budget_tokens: int = 0, of_all: bool = False) -> None:
+        """budget_tokens: ask for no more than so many, prompts and answers together; 0 is without limit. of_all: that
+        all answers in `replies` have cost, whoever asked, and when; workers that ask at the same time may each go
+        beyond it by what the others have under way."""
+        self._engine, self._replies, self._budget, self._of_all = engine, replies, budget_tokens, of_all
         self.name, self.style, self.tokenizer = engine.name, engine.style, engine.tokenizer
         self.context, self.batch = getattr(engine, "context", 0), getattr(engine, "batch", 0)
         self.counts = Counts()
@@ -179,18 +187,23 @@ class StoredEngine:
         afforded = self._afforded(missing)
         replies |= self._ask({key: missing[key] for key in afforded})
         if len(afforded) < len(missing):
+            more = "with a greater one" if self._of_all else "with the same budget again"
             raise PartialError(
-                f"the budget of {self._budget:,} tokens is used up: {self.counts.tokens:,} tokens, "
-                f"{self.counts.asked:,} requests; the answers are in {self._replies.folder}, and the same command goes "
-                "on from there with the same budget again"
+                f"the budget of {self._budget:,} tokens is used up: {self._spent:,} tokens, "
+                f"{len(self._replies) if self._of_all else self.counts.asked:,} requests; the answers are in "
+                f"{self._replies.folder}, and the same command goes on from there {more}"
             )
         return [replies[key] for key in keys]
+
+    @property
+    def _spent(self) -> int:
+        return self._replies.tokens if self._of_all else self.counts.tokens
 
     def _afforded(self, missing: dict[str, Prompt]) -> list[str]:
         """The first of them whose upper estimates fit into what is left."""
         if not self._budget:
             return list(missing)
-        left, afforded = self._budget - self.counts.tokens, list[str]()
+        left, afforded = self._budget - self._spent, list[str]()
         for key, prompt in missing.items():
             left -= prompt.most_tokens(self._engine.tokenizer)
             if left < 0:
