@@ -15,7 +15,7 @@ import pytest
 from tests.support import oracle_server
 from tests.support.oracle_server import Oracle
 
-from gristmill.base.errors import GristmillError, UsageError
+from gristmill.base.errors import GristmillError, PartialError, UsageError
 from gristmill.base.files import fingerprint, read_json, sha256_folder
 from gristmill.datapipe.workflow.cluster import refuse_infeasible
 from gristmill.datapipe.workflow.stage import Inputs
@@ -47,6 +47,17 @@ def stage(oracle: Oracle, replies: Path, **config: Any) -> Any:
     grade = nodes.Grade(f"{oracle.url}#stub", {"": GENERAL, "proofs": MATH}, nodes.GradeConfig(**config), replies)
     grade.setup({})
     return grade
+
+
+def test_a_budget_ends_the_grading_and_decides_no_answer(oracle: Oracle, tmp_path: Path) -> None:
+    about = f"{oracle.url}#stub", {"": GENERAL}, nodes.GradeConfig(), tmp_path / "replies"
+    frugal, rich = nodes.Grade(*about, 10), nodes.Grade(*about, 10**6)
+    assert frugal.config == rich.config == nodes.Grade(*about).config
+    frugal.setup({})
+    with pytest.raises(PartialError, match="the budget of 10 tokens is used up: 0 tokens"):
+        frugal.annotate(TABLE, {})
+    rich.setup({})
+    assert set(rich.annotate(TABLE, {})["status"].to_pylist()) == {"ok"}
 
 
 def test_a_partition_comes_out_the_same_and_is_not_asked_about_again(
