@@ -101,7 +101,7 @@ class PipelineConfig(DuplicateConfigs, ModelConfigs, RunOptions):
     """GPUs of each engine in process, which share the model (tensor parallel)."""
     oracle_budget_tokens: cli.Tokens = 0
     """Tokens that all prompts and answers may come to, in all runs of this folder, as 50M. Then the run ends, and goes
-    on with a greater budget. 0 has no limit."""
+    on with a greater budget. Engines that ask at the same time may go beyond it by their batches. 0 has no limit."""
     oracle_config: Path | None = None
     """TOML with more settings of the engine: max_model_len, max_num_seqs ... of a model folder; concurrency,
     requests_per_minute, tokens_per_minute ... of an address."""

@@ -13,7 +13,9 @@ from tests.support.attention_layers import KINDS, config, in_pieces, inputs, lay
 
 from gristmill.base.errors import UsageError
 from gristmill.trainer.model import attention, precision
+from gristmill.trainer.model.filling import Unfilled, place
 from gristmill.trainer.model.transformer import Transformer
+from gristmill.trainer.parallel.shards import Shards
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 
@@ -51,8 +53,12 @@ def test_the_kind_of_the_example_does_what_all_kinds_do(tmp_path: Path, monkeypa
         heads.append(score_SS.softmax(dim=-1) @ v[0, :, rows])
     expected = torch.cat(heads, dim=-1) @ made.output.weight.T
     torch.testing.assert_close(y_BSD[0], expected, rtol=1e-6, atol=1e-6)
-    model = Transformer(config("alibi", "gqa", options={"alibi.span": 4.0}), precision.build("fp32"))
-    model.initialise(0)
+    with Unfilled():
+        model = Transformer(config("alibi", "gqa", options={"alibi.span": 4.0}), precision.build("fp32"))
+    place(model, torch.device("cpu"))
+    shards = Shards(model)
+    model.initialise(0, shards.fill)
+    shards.require_filled()
     assert torch.isfinite(model.logits(torch.zeros(1, 5, dtype=torch.long))).all()
     with pytest.raises(UsageError, match=r"alibi: span: 0.5 is not from 1"):
         attention.build(config("alibi", options={"alibi.span": 0.5}), 0, precision.build("fp32"))

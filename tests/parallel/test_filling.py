@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.attention_layers import config as attentive
 from tests.support.ranks import in_ranks
 
+from gristmill.base.errors import GristmillError
 from gristmill.trainer.checkpoints.tensor_file import Piece
 from gristmill.trainer.model import precision
 from gristmill.trainer.model.config import ModelConfig, ModelSection, presets, resolve
-from gristmill.trainer.model.filling import Unfilled
+from gristmill.trainer.model.filling import Unfilled, place
 from gristmill.trainer.model.transformer import Transformer
 from gristmill.trainer.parallel.config import ParallelConfig
 from gristmill.trainer.parallel.shards import Shards, spread
@@ -49,6 +51,7 @@ def filled(shape: ModelConfig, mesh: ParallelConfig, with_memory: bool = False) 
             spread(model, world, mesh)
             shards = Shards(model, world)
             model.initialise(7, shards.fill)
+        shards.require_filled()
         return shards.pieces(), _most(record) if with_memory else 0
 
 
@@ -94,6 +97,17 @@ def test_no_process_holds_more_than_its_rows_and_one_tensor() -> None:
     everything = sum(one.nbytes for one in whole(DEEP).state_dict().values())
     for own, largest, most in [mesh for found in in_ranks(memory, 4) for mesh in found]:
         assert own < 0.3 * everything and own <= most < 1.2 * (own + 2 * largest) < 0.5 * everything
+
+
+def test_a_weight_that_nobody_fills_is_named() -> None:
+    with Unfilled():
+        model = Transformer(DEEP, precision.build("fp32"))
+        model.blocks[1].more = torch.nn.Linear(4, 4)  # whose own values are set in place, on nothing
+    place(model, torch.device("cpu"))
+    shards = Shards(model)
+    model.initialise(7, shards.fill)
+    with pytest.raises(GristmillError, match=r"blocks\.1\.more\.bias has no values: .* initialise\(generator, fill\)"):
+        shards.require_filled()
 
 
 def test_the_largest_preset_takes_no_memory_before_it_is_placed() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 from tests.parallel.test_launch import SECONDS, STEPS, command, shards, until
-from tests.support.training_runs import same_weights
+from tests.support.training_runs import events_of, same_weights
 
 from gristmill.trainer.checkpoints import checkpoint
 
@@ -47,6 +47,7 @@ def test_told_to_stop_it_saves_and_another_number_of_processes_goes_on(shards: P
     record = json.loads((on_ray / "run.json").read_text())
     at = checkpoint.read_state(checkpoint.newest(on_ray)).position.step
     assert record["status"] == "interrupted" and record["step"] == at < 8 * STEPS
+    assert not events_of(on_ray, "resume"), "workers were started anew"
     assert f"stopped after step {at:,}; trainer resume {on_ray} goes on" in log.read_text()
     subprocess.run(command(shards, on_ray, *tokens), check=True, capture_output=True)
     assert same_weights(whole, on_ray)

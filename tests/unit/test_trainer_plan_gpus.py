@@ -120,16 +120,19 @@ def test_muons_products_take_time_of_which_experts_are_shared():
     products = measure.orthogonal(shape, asked(optimizer=OptimizerConfig(kind="muon")))
     width, hidden, experts = shape.width, shape.expert_width, sum(shape.experts_of(layer) for layer in shape.moe_layers)
     small, large = sorted((width, hidden))
-    assert products.experts == 5 * 3 * experts * (4 * small**2 * large + 2 * small**3)  # gate, up and down
-    assert products.dense > 0 and measure.orthogonal(shape, asked()) == (0, 0)
+    each = 5 * 3 * (4 * small**2 * large + 2 * small**3)  # gate, up and down
+    assert sum(flops for _, flops in products.experts) == experts * each
+    assert products.dense > 0 and measure.orthogonal(shape, asked()) == (0, ())
+    own = [products.of_a_gpu(share) - products.dense for share in (1, 4, 8, 64)]
+    assert own == pytest.approx([own[0], own[0] / 4, own[0] / 8, own[0] / 8])  # of 8 experts, one at the least
     one, many, copies = (
         plan(asked(optimizer=OptimizerConfig(kind="muon"), mesh=(mesh,)))["time"]["step"]
         for mesh in ("dp=1", "ep=4,dp=2", "ep=4,dp=2,data=replicate")
     )
     work = 989e12 * ASKED.mfu
-    assert one["optimizer"] == pytest.approx((products.dense + products.experts) / work, rel=0.01)
-    assert many["optimizer"] == pytest.approx((products.dense + products.experts / 8) / work, rel=0.01)
-    assert copies["optimizer"] == pytest.approx((products.dense + products.experts / 4) / work, rel=0.01)
+    assert one["optimizer"] == pytest.approx(products.of_a_gpu(1) / work, rel=0.01)
+    assert many["optimizer"] == pytest.approx(products.of_a_gpu(8) / work, rel=0.01)
+    assert copies["optimizer"] == pytest.approx(products.of_a_gpu(4) / work, rel=0.01)
     assert many["seconds"] == pytest.approx(
         max(many["compute"], many["weights_and_gradients"]) + many["tokens"] + many["optimizer"]
     )

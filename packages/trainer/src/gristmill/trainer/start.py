@@ -168,6 +168,7 @@ def begin(config: TrainConfig, data: TrainingData, existing: dict[str, Any] | No
         initial.load(weights, shards.pieces(), shards.own)
     elif newest is None:
         model.initialise(config.seed, shards.fill)
+        shards.require_filled()
     facts = record.make(config, data, shape, world)
     if config.init_from:
         facts["initialised_from"] = weights.about if weights else (existing or {}).get("initialised_from")

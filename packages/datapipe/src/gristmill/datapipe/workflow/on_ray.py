@@ -188,10 +188,11 @@ class OnRay:
                     memory = _out_of_memory(error)
                     crew.lost(place, memory, smaller=memory and piece.losses > 0)
                     outcome = piece.lost(error)
+                    if memory:
+                        begins = max(rests_until, now := time.monotonic())
+                        rests_until = max(begins, min(now + REST_SECONDS * 2 ** (piece.losses - 1), begins + rest_left))
+                        rest_left -= rests_until - begins
                     if outcome is None:
-                        if memory:
-                            rest = min(REST_SECONDS * 2 ** (piece.losses - 1), rest_left)
-                            rests_until, rest_left = max(rests_until, time.monotonic() + rest), rest_left - rest
                         self._say(f"{job.name}, {piece.name}: {_reason(error)}; it is tried again")
                         waiting.append(piece)
                         continue

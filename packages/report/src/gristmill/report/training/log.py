@@ -153,8 +153,9 @@ class TrainingLog:
         step = int(step)
         if kind == "step":
             self._take_step(step, event | {"(line)": at, "(length)": len(line)})
-        else:  # a step may raise several alarms; of those that tell the same the later counts
-            self.others.setdefault(kind, {})[step, str(event.get("alarm"))] = event
+        else:  # a step may raise several alarms, and be gone on from twice; of the same the later counts
+            own = event.get("time") if kind == "resume" else event.get("alarm")
+            self.others.setdefault(kind, {})[step, str(own)] = event
 
     def _take_step(self, step: int, event: Event) -> None:
         before = self.steps["step"]

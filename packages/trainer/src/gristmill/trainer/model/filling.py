@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,15 +18,23 @@ Fill = Callable[[nn.Parameter, Draw], None]
 
 class Unfilled(TorchFunctionMode):
     """What torch.empty() makes within it has a shape and no memory (the meta device), until place(). What has values
-    from the start, such as the ones of a norm, has them."""
+    from the start, such as the ones of a norm, has them; what is set in place, as by torch.nn.init, has not."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **({**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}))
 
 
 def place(model: nn.Module, device: torch.device) -> None:
-    """All of a model to a device; what was Unfilled gets memory there, with no values yet."""
-    model._apply(lambda one: torch.empty_like(one, device=device) if one.is_meta else one.to(device))
+    """All of a model to a device; what was Unfilled gets memory there, and no numbers yet: it is NaN."""
+
+    def placed(one: torch.Tensor) -> torch.Tensor:
+        if not one.is_meta:
+            return one.to(device)
+        room = torch.empty_like(one, device=device)
+        return room.fill_(math.nan) if room.is_floating_point() else room.zero_()
+
+    with torch.no_grad():
+        model._apply(placed)
 
 
 def whole(weight: nn.Parameter, draw: Draw) -> None:

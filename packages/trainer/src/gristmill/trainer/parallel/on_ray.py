@@ -4,6 +4,7 @@ newest checkpoint. The run's folder and the data lie where all nodes see them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.base.config import from_mapping, to_mapping
-from gristmill.base.errors import DataError, GristmillError, UsageError
+from gristmill.base.errors import DataError, GristmillError, UsageError, WriteError
 from gristmill.base.files import read_object, write_json
 from gristmill.trainer.config import TrainConfig
 from gristmill.trainer.run_folder import pick_device, read_run
@@ -112,7 +113,10 @@ def _fit(trainer: Any, stop: Path) -> int:
                 error = ended.get(timeout=LOOK_SECONDS)
             except queue.Empty:
                 if stopped and not stop.exists():
-                    write_json(stop, {"signal": stopped[0]})
+                    try:
+                        write_json(stop, {"signal": stopped[0]})
+                    except WriteError as failed:
+                        log.warning("%s; it is tried again, since the workers are told to stop by it", failed)
                 continue
             if error is not None:
                 raise error
@@ -131,14 +135,14 @@ def _work(values: dict[str, Any]) -> None:
         loop.train(config, told)
     except (UsageError, DataError) as error:
         write_json(config.folder / REFUSED, {"kind": type(error).__name__, "told": str(error)})
-    except (KeyboardInterrupt, SystemExit):
-        if not told:
-            raise
+    except (KeyboardInterrupt, SystemExit):  # any of them was told to stop, and all have saved
+        pass
     finally:
         over.set()
 
 
 def _listen(stop: Path, told: list[int], over: threading.Event) -> None:
     while not over.wait(LOOK_SECONDS):
-        if stop.exists():
-            return told.append(read_object(stop, signal=int)["signal"])
+        with contextlib.suppress(OSError, DataError):  # of a file system that stumbles; the next look may see it
+            if stop.exists():
+                return told.append(read_object(stop, signal=int)["signal"])

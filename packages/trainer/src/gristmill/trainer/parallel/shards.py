@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from gristmill.base.errors import GristmillError
 from gristmill.trainer.checkpoints.tensor_file import Piece
 from gristmill.trainer.model.filling import Draw, place
 from gristmill.trainer.model.moe import MixtureOfExperts
@@ -103,6 +104,15 @@ class Shards:
         """Its rows here, of a whole tensor that lives no longer than this call."""
         own = self.of(weight)
         own.rows.copy_(draw(own.shape)[own.first : own.first + len(own.rows)])
+
+    def require_filled(self) -> None:
+        """Raises GristmillError where a weight was never given its values."""
+        for name, piece in self.pieces().items():
+            if piece.tensor.is_floating_point() and piece.tensor.flatten()[:1].isnan().any():
+                raise GristmillError(
+                    f"{name} has no values: a module that holds other things than matrices sets them in "
+                    "initialise(generator, fill) (docs/models.md)"
+                )
 
     # Whole tensors ------------------------------------------------------------------------------------------------
 

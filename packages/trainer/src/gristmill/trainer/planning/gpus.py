@@ -129,7 +129,7 @@ def time(
     products: Orthogonal = _NO_PRODUCTS,
 ) -> dict[str, Any]:  # fmt: skip
     """time, assumptions and cost of the whole budget, where each GPU sends so much in a step, and Muon has these
-    products to make: of experts each GPU's own, of all other matrices all."""
+    products to make."""
     peak = _peak(config)
     links = _links(config, peak, mesh)
     per_token = counts.flops_per_token(config.batch.sequence)
@@ -142,8 +142,8 @@ def time(
         return max(within, one.between / (links.between * config.link_share) if one.between else 0.0)
 
     exchange, weights = on_links(sent.tokens), on_links(sent.weights.plus(sent.gradients))
-    own = mesh.ep if mesh.data == "replicate" else mesh.gpus
-    optimizer = (products.dense + products.experts / own) / (peak.flops * config.mfu)
+    share = mesh.ep if mesh.data == "replicate" else mesh.gpus
+    optimizer = products.of_a_gpu(share) / (peak.flops * config.mfu)
     step = max(compute, weights) + exchange + optimizer
     speed = config.batch.tokens / step
     seconds = config.trained_tokens / speed

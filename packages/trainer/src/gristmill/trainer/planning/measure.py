@@ -145,25 +145,33 @@ def whole(model: ModelConfig, config: TrainConfig) -> Size:
 
 
 class Orthogonal(NamedTuple):
-    """FLOPs of Muon's products in a step, for all matrices."""
+    """FLOPs of Muon's products in a step. experts: (how many, FLOPs of them all) for each stack of them."""
 
     dense: float = 0.0
-    experts: float = 0.0
+    experts: tuple[tuple[int, float], ...] = ()
+
+    def of_a_gpu(self, share: int) -> float:
+        """The most that one of them has to make: of experts whole ones, of which each has an equal `share` or one more
+        than others; of all other matrices all."""
+        return self.dense + sum(flops * -(-many // share) / many for many, flops in self.experts)
 
 
 def orthogonal(model: ModelConfig, config: TrainConfig) -> Orthogonal:
     with torch.device("meta"):
         network = Transformer(model, precision.build(config.precision, config.expert_precision))
         optimizer = optim.build(network, config.optimizer)
-    found = {2: 0.0, 3: 0.0}  # stacks of matrices are experts
+    dense, experts = 0.0, list[tuple[int, float]]()
     for part in optimizer.parts:
         if isinstance(part, Muon):
             for group in part.param_groups:
                 for one in group["params"]:
                     rows = one.shape[-2] // group["maps"]
-                    matrices = one.shape[:-2].numel() * group["maps"]
-                    found[one.ndim] += matrices * orthogonalise.flops(rows, one.shape[-1])
-    return Orthogonal(found[2], found[3])
+                    each = group["maps"] * orthogonalise.flops(rows, one.shape[-1])
+                    if one.ndim == 2:
+                        dense += each
+                    else:
+                        experts.append((len(one), len(one) * each))
+    return Orthogonal(dense, tuple(experts))
 
 
 class Held(TorchDispatchMode):
