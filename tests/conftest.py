@@ -11,8 +11,10 @@ import hypothesis
 import numpy as np
 import pytest
 
-hypothesis.settings.register_profile("gristmill", deadline=None)  # how long an example takes is the machine's affair
-hypothesis.settings.load_profile("gristmill")
+# A change is judged by the same examples each time, and how long one takes is the machine's affair. New ones: --search.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("same")
 sys.path.append(str(Path(__file__).parents[1]))
 if TYPE_CHECKING:
     from tests.support.kills import Kill
@@ -22,21 +24,26 @@ KILLS = pytest.StashKey["list[Kill]"]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="tests of faults in full: 60 kills instead of 5")
-    fresh = int(np.random.SeedSequence().generate_state(1)[0])
-    parser.addoption("--faults-seed", type=int, default=fresh, help="of the moments and victims; default: a fresh one")
+    parser.addoption("--faults-seed", type=int, help="of the moments and victims; default: 0, with --faults a fresh one")
+    parser.addoption("--search", action="store_true", help="tests of properties draw examples that nobody has seen yet")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"--faults-seed {config.getoption('faults_seed')}"
+    return f"--faults-seed {config.option.faults_seed}"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[KILLS] = []
+    if config.option.faults_seed is None:
+        fresh = int(np.random.SeedSequence().generate_state(1)[0])
+        config.option.faults_seed = fresh if config.option.faults else 0
+    if config.option.search:
+        hypothesis.settings.load_profile("search")
 
 
 @pytest.fixture
 def faults_seed(request: pytest.FixtureRequest) -> int:
-    return int(request.config.getoption("faults_seed") or 0)
+    return request.config.option.faults_seed
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from gristmill.base.terminal import shown
 
@@ -21,14 +21,22 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", strict=True)]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", strict=True)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 ShardCount = Annotated[int, Field(ge=1, lt=2**32, strict=True)]  # the ends are u32
-# What no error message or terminal can be broken with. What leads out of the dataset is refused by skeleton.
-FilePath = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+$", max_length=200, strict=True)]
 RowLength = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}$", strict=True)]
 
 ENDS_HEADER_BYTES = 64
 PACKED_LENGTH = 2**20  # packing keeps a bit for each token of a row
 PATH_BYTES = 200  # file systems take names of 255 bytes; a temporary name is longer than the final one
 _CONFIG = ConfigDict(extra="forbid")
+
+
+def _printable(path: str) -> str:
+    if not path.isprintable():
+        raise ValueError(f"{shown(path)}: a path has printable characters and plain spaces alone")
+    return path
+
+
+# What no error message or terminal can be broken with. What leads out of the dataset is refused by skeleton.
+FilePath = Annotated[str, Field(min_length=1, max_length=200, strict=True), AfterValidator(_printable)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
