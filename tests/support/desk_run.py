@@ -26,7 +26,7 @@ POLICY: dict[str, Any] = {
          "sources": {"code": {}, "wiki": {"allowed": ["en", "fr"]}}},
         {"name": "repetition", "column": "heuristics.repetition", "max": 0.2, "missing": "keep"},
         {"name": "exact", "column": "exact", "keep": "first"},
-        {"name": "mixing", "column": "language.mixing", "max": 0.5, "sources": {"web": {}}},
+        {"name": "mixing", "column": "language.mixing", "max": 0.5, "missing": "keep", "sources": {"web": {}}},
         {"name": "near", "column": "near", "keep": "longest"},
         {"name": "flagged", "column": "heuristics.flag", "max": 0},
         {"name": "share", "column": "paragraphs.share", "max": 0.8, "missing": "keep"},

@@ -24,6 +24,8 @@ from gristmill.report.asked import Asked, AskedWrong
 from gristmill.report.desk import answers
 from gristmill.report.desk import policy as ours
 from gristmill.report.live_run import LiveRun
+from gristmill.report.reading import rules
+from gristmill.report.reading.catalogue import catalogue
 
 Changes = dict[str, dict[str, Any]]
 NUMBERS = {
@@ -104,6 +106,21 @@ def test_the_desk_shows_what_the_pipeline_would_decide(run: LiveRun, tmp_path: P
     passed = index.passed(after)
     kept, aside = len(policy.rule), len(policy.rule) + 1  # the pipeline says -1 of those, and one less of these
     assert np.array_equal(passed, np.select([decided < 0, decided == kept], [kept, aside], decided))
+
+
+def test_the_reader_refuses_what_the_pipeline_refuses(run: LiveRun) -> None:
+    held, mixing = catalogue(run), catalogue(run).rows.numbers("annotations/language", "mixing")
+    checks = {check["name"]: check for check in held.rules}
+    for rule in policy_of(run.folder, None, [], []).rule:
+        if rule.keep is None:
+            reason = apply(pipeline.Policy("one", (rule,)), open_run(run.folder)).reason
+            refused = rules.failing(checks[rule.name], held.rows, held.source, held.reason)
+            asked = reason < 1  # not set aside
+            assert np.array_equal(refused[asked], reason[asked] == 0), rule.name
+    absent = held.rows.absent("annotations/language", "mixing")
+    refused = rules.failing(checks["mixing"], held.rows, held.source, held.reason)
+    assert absent.any() and not refused[absent].any()
+    assert refused[np.isnan(mixing) & ~absent].any()  # what is no number lies in no bounds
 
 
 @settings(max_examples=15)

@@ -111,6 +111,10 @@ class Rows:
             folder, column, np.nan, np.float64, lambda array: pc.cast(array, pa.float64(), safe=False)
         )  # an integer beyond 2**53 is rounded
 
+    def absent(self, folder: str, column: str) -> Array:
+        """bool [rows]: null, or in partitions that the stage has not reached."""
+        return self._gather(folder, column, True, np.bool_, pc.is_null)
+
     def integers(self, folder: str, column: str) -> Array:
         """int64 [rows]; -1 for null and for partitions that the stage has not reached."""
         return self._gather(

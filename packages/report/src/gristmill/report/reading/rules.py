@@ -128,6 +128,7 @@ def failing(rule: Mapping[str, Any], rows: Rows, source: Labels, reason: Labels)
     folder, name = column.folder, column.name
     labels = rows.labels(folder, name) if column.kind == "label" else None
     values = rows.numbers(folder, name) if labels is None else np.empty(0)
+    absent = rows.absent(folder, name) if labels is None else np.empty(0)  # NaN is a value, which lies in no bounds
     failed = np.zeros(rows.total, dtype=bool)
     for code, label in enumerate(source[1]):
         bounds = rule["sources"].get(label)
@@ -138,8 +139,9 @@ def failing(rule: Mapping[str, Any], rows: Rows, source: Labels, reason: Labels)
             missing, passed = labels[0] < 0, np.isin(labels[0], allowed)
         else:
             low, high = (_rounded(bounds.get(side), rule["single"]) for side in ("min", "max"))
-            missing = np.isnan(values)
-            passed = (values >= (-np.inf if low is None else low)) & (values <= (np.inf if high is None else high))
+            missing, passed = absent, np.ones(rows.total, dtype=bool)
+            passed &= True if low is None else values >= low
+            passed &= True if high is None else values <= high
         failed |= (source[0] == code) & np.where(missing, rule["missing"] != "keep", ~passed)
     return failed
 
