@@ -44,9 +44,19 @@ def test_the_look_follows_the_system_until_it_is_chosen(browser: Browser, export
             assert page.evaluate(ground) == "rgb(252, 251, 248)"  # for the visit
             page.get_by_role("button", name="auto", exact=True).click()
             assert page.evaluate(ground) == "rgb(21, 24, 28)"
+
+
+def test_on_paper_nothing_is_cut_off_and_nothing_is_to_press(browser: Browser, exported: str) -> None:
     with page_of(browser, exported, "dark") as page:
+        settled(page)
         page.emulate_media(media="print")
+        page.set_viewport_size({"width": 711, "height": 1024})  # A4 between its margins
         assert not page.locator("nav").is_visible() and not page.locator(".tools").first.is_visible()
+        assert page.locator("th").first.is_visible()  # heads that sort are buttons
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        cut = "one => one.scrollHeight > one.clientHeight + 2 && getComputedStyle(one).overflowY !== 'visible'"
+        boxes = "[...document.querySelectorAll('.scroll, .text, .tokens')]"
+        assert page.evaluate(f"() => {boxes}.filter({cut}).length") == 0
 
 
 def test_an_address_with_a_section_leads_to_it_whatever_comes_late_above(browser: Browser, address: str) -> None:
