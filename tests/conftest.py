@@ -3,6 +3,7 @@ tests of faults go on."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ KILLS = pytest.StashKey["list[Kill]"]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="tests of faults in full: 60 kills instead of 5")
-    parser.addoption("--faults-seed", type=int, help="of the moments and victims; default: 0, with --faults a fresh one")
+    parser.addoption("--faults-seed", type=int, help="of moments and victims; default: 0, with --faults a fresh one")
     parser.addoption("--search", action="store_true", help="tests of properties draw examples that nobody has seen yet")
 
 
@@ -33,6 +34,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What a shell begins with & ignores Ctrl-C, and so would all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[KILLS] = []
     if config.option.faults_seed is None:
         fresh = int(np.random.SeedSequence().generate_state(1)[0])
