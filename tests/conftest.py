@@ -1,10 +1,11 @@
-"""What tests of several kinds share: tests/support as a package, an undisturbed run of the quick demo, and how long
-tests of faults go on."""
+"""What tests of several kinds share: tests/support as a package, undisturbed runs of the quick demo and of one that is
+smaller still, and how long tests of faults and of properties go on."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("same")
 sys.path.append(str(Path(__file__).parents[1]))
 if TYPE_CHECKING:
-    from tests.support.kills import Kill
+    from tests.support.kills import Demo, Kill
 
 KILLS = pytest.StashKey["list[Kill]"]()
 
@@ -73,3 +74,19 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     code, out, error = run("demo.py", "--quick", "--output", folder)
     assert code == 0, error[-4000:]
     return folder, out
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """Every part of a run as the pipeline writes it, made in one process that nothing disturbed; what its oracle would
+    be asked again is answered. Who changes something, copies it first."""
+    from tests.support.kills import Demo
+    from tests.support.oracle_server import Oracle
+    from tests.support.small_demo import write_inputs
+
+    folder = tmp_path_factory.mktemp("small")
+    write_inputs(folder / "inputs")
+    with Oracle(seconds=0.02) as oracle:
+        demo = Demo(folder / "inputs", oracle.url, folder / "run", 0.0)
+        demo.run(demo.clean, workers=0)
+        yield demo

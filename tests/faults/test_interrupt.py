@@ -18,7 +18,7 @@ def test_a_signal_ends_the_run_and_the_next_goes_on(
 ) -> None:
     corpus, folder = tmp_path / "web.jsonl", tmp_path / "run"
     with corpus.open("w") as file:
-        for copy in range(60):
+        for copy in range(20):
             for name, text in topics.items():
                 file.write(json.dumps({"id": f"{name}-{copy}", "text": f"{text} {copy}"}) + "\n")
     process = start("filter_olmo3.py", "--input", corpus, "--output", folder)
