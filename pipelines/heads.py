@@ -64,10 +64,9 @@ class Heads(Step):
         whole = read_part(graded / "documents.parquet")
         result = calibrate_bundle(out, self._backbone, labels, unlabelled, self._calibration, self._scoring, whole)
         failed = sum(status != "ok" for status in labels["status"].to_pylist())
-        tokens = sum(sum(labels[name].to_pylist()) for name in ("prompt_tokens", "reply_tokens"))
         return {
             "labels": len(labels), "failed_grades": failed, "judge": int(bundle.judge is not None),
-            "certified": int(result["mode"] == "certified"), "oracle_tokens": tokens,
+            "certified": int(result["mode"] == "certified"),
         }  # fmt: skip
 
 

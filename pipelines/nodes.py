@@ -193,13 +193,16 @@ class Labels(Step):
     def run(self, inputs: Inputs, out: Path) -> dict[str, float]:
         grades = inputs.table("grades")  # its text is what the oracle was shown
         about = inputs.table("sample", ("id", "source", "weight", "uniform", "split", "flagged"))
-        labels, again = _beside(_without(grades, AGAIN), about), _again(grades, about)
+        gradings, again = _beside(_without(grades, AGAIN), about), _again(grades, about)
+        labels = gradings
         if again is not None:
-            labels = self._with_repeats(pa.concat_tables([_repeat(labels, 0), again]), out)
+            gradings = pa.concat_tables([_repeat(gradings, 0), again])
+            labels = self._with_repeats(gradings, out)
         write_parquet(self._described(labels), out / "labels.parquet")
         write_parquet(inputs.table("sample", ("id", "text", "source")), out / "documents.parquet")
-        counts: dict[str, float] = {"labels": len(labels)}
-        return counts | ({} if again is None else {"gradings": len(labels) + len(again)})
+        tokens = sum(sum(filter(None, gradings[name].to_pylist())) for name in ("prompt_tokens", "reply_tokens"))
+        repeats: dict[str, float] = {} if again is None else {"gradings": len(gradings)}
+        return {"labels": len(labels), **repeats, "oracle_tokens": tokens}
 
     def _with_repeats(self, gradings: pa.Table, out: Path) -> pa.Table:
         from gristmill.scorer.audit.reliability import mean_of_repeats

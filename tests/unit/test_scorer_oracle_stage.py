@@ -187,7 +187,8 @@ def test_what_decides_is_graded_again_and_tells_how_far_the_oracle_agrees_with_i
     counts = labelled(tmp_path, config, monkeypatch)
     assert {prompt.temperature for prompt in Moody.asked} == {0.7}
     labels, gradings = (read_parquet(tmp_path / "labels" / f"labels{more}.parquet") for more in ("", ".repeats"))
-    assert counts == {"labels": 120, "gradings": len(gradings)}
+    asked = sum(sum(gradings[name].to_pylist()) for name in ("prompt_tokens", "reply_tokens"))
+    assert counts == {"labels": 120, "gradings": len(gradings), "oracle_tokens": asked} and asked > 120
     assert sum(
         len(GENERAL.names if name == "general" else MATH.names) for name in gradings["rubric"].to_pylist()
     ) == len(Moody.asked), "each grading was asked for by itself"
@@ -210,7 +211,9 @@ def test_what_decides_is_graded_again_and_tells_how_far_the_oracle_agrees_with_i
 def test_without_repeats_there_is_one_grading_of_each_and_no_audit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert labelled(tmp_path, nodes.SampleConfig(documents=60), monkeypatch, 60) == {"labels": 60}
+    counts = labelled(tmp_path, nodes.SampleConfig(documents=60), monkeypatch, 60)
+    asked = sum(sum(read_parquet(tmp_path / "grades")[name].to_pylist()) for name in ("prompt_tokens", "reply_tokens"))
+    assert counts == {"labels": 60, "oracle_tokens": asked}
     assert {path.name for path in (tmp_path / "labels").iterdir()} == {"labels.parquet", "documents.parquet"}
     grades = read_parquet(tmp_path / "grades")
     assert grades["again"].to_pylist() == [[]] * 60
