@@ -113,7 +113,7 @@ class Rows:
 
     def absent(self, folder: str, column: str) -> Array:
         """bool [rows]: null, or in partitions that the stage has not reached."""
-        return self._gather(folder, column, True, np.bool_, pc.is_null)
+        return self._gather(folder, column, True, np.bool_, lambda array: array.is_null())
 
     def integers(self, folder: str, column: str) -> Array:
         """int64 [rows]; -1 for null and for partitions that the stage has not reached."""
