@@ -160,11 +160,12 @@ def test_a_runs_labels_are_a_table_that_train_heads_reads(tmp_path: Path) -> Non
         more = {"source": own, "weight": [1.0] * len(own), "uniform": [True] * len(own), "split": ["fit"] * len(own)}
         whole = {"id": own, "text": [f"{one} and the rest" for one in own], "flagged": [False] * len(own)}
         pq.write_table(pa.table({**whole, **more}), tmp_path / "sample" / f"part-{number}.parquet")
-        pq.write_table(pa.table({"text": own, "rubric_sha": sha}), tmp_path / "grades" / f"part-{number}.parquet")
+        graded = {"text": own, "rubric_sha": sha, "prompt_tokens": [100] * len(own), "reply_tokens": [1] * len(own)}
+        pq.write_table(pa.table(graded), tmp_path / "grades" / f"part-{number}.parquet")
     names: list[str] = ["sample", "grades"]
     parts = dict.fromkeys(names, ("part-0.parquet", "part-1.parquet"))
     inputs = Inputs({name: tmp_path / name for name in parts}, parts)
-    assert nodes.Labels([GENERAL, CODE]).run(inputs, tmp_path) == {"labels": 3}
+    assert nodes.Labels([GENERAL, CODE]).run(inputs, tmp_path) == {"labels": 3, "oracle_tokens": 303}
     labels = read_parquet(tmp_path / "labels.parquet")
     assert [one.sha for one in rubrics_of(labels, "labels")] == [GENERAL.sha, CODE.sha]
     assert (
