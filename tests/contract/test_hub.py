@@ -17,12 +17,11 @@ from tests.support.hub_clients import (
     Client,
     client,
     documents,
-    hub,
     one_line,
     published,
     tree,
 )
-from tests.support.hub_server import Hub
+from tests.support.hub_server import Hub, hub
 
 from gristmill.shards.writer import SourceSpec, write_manifest, write_source
 

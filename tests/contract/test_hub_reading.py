@@ -6,8 +6,8 @@ import re
 import time
 from pathlib import Path
 
-from tests.support.hub_clients import NAME, SHARDS, URI, Client, client, hub, one_line, published, tree
-from tests.support.hub_server import Hub
+from tests.support.hub_clients import NAME, SHARDS, URI, Client, client, one_line, published, tree
+from tests.support.hub_server import Hub, hub
 
 from gristmill.shards.reader import open_dataset
 

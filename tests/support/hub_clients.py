@@ -2,11 +2,10 @@
 imported."""
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -17,7 +16,6 @@ from tests.support.hub_server import Hub
 from gristmill.shards.manifest import TokenizerInfo
 from gristmill.shards.writer import SourceSpec, write_manifest, write_source
 
-TOKEN = "hf_TopSecretTokenOfTheTests"
 BYTES = TokenizerInfo(name="bytes", sha256=hashlib.sha256(b"bytes").hexdigest(), vocab_size=257, eos_id=256)
 MIXTURE = '[mixture]\nname = "all"\n[mixture.weights]\n"*" = 1\n'
 NAME = "org/name"
@@ -28,28 +26,14 @@ Client = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub(TOKEN) as server:
-        yield server
-
-
-@pytest.fixture
 def client(hub: Hub, tmp_path: Path) -> Client:
     """Runs code with arguments as a user of `hub` would; looks for the token in all that it says."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
-    settings = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(tmp_path / "hf-home"),
-        "HF_TOKEN": TOKEN,
-        "GRISTMILL_CACHE": str(tmp_path / "cache"),
-    }
+    settings = hub.environment(tmp_path / "hf-home") | {"GRISTMILL_CACHE": str(tmp_path / "cache")}
 
     def run(code: str, *arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", HASTE + code, *map(str, arguments)]
-        environment = inherited | settings | changes
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-        assert TOKEN not in done.stdout + done.stderr
+        done = subprocess.run(command, env=settings | changes, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert hub.token not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

@@ -11,13 +11,17 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 REPOSITORY = r"/api/(?:datasets|models)/(?P<name>[^/]+/[^/]+)"
 PAGE = r"/(?:datasets/)?(?P<name>[^/]+/[^/]+?)"
@@ -103,10 +107,11 @@ class Meanwhile:
 
 
 class Hub:
-    """`with Hub() as hub:` serves until the block ends; clients take HF_ENDPOINT=hub.endpoint and `token`."""
+    """`with Hub() as hub:` serves until the block ends."""
 
-    def __init__(self, token: str = "hf_test") -> None:
-        self.token = token
+    token = "hf_TopSecretTokenOfTheTests"
+
+    def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         """The large files' store, by sha256; a test may alter it."""
@@ -129,6 +134,17 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Of a process that knows this Hub alone, with a token for it and an empty cache in `home`."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        return {name: value for name, value in own.items() if not name.lower().endswith("_proxy")} | {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_TOKEN": self.token,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
 
     def fail(self, pattern: str, kind: Kind = "status", *, status: int = 500, times: int = 1) -> None:
         """The next `times` requests whose "METHOD path" matches `pattern` go wrong.
@@ -378,3 +394,9 @@ ROUTES: list[tuple[str, Any]] = [  # "METHOD path" in full
         lambda self, match: self.send_file(self.hub.objects[match["oid"]], {}),
     ),
 ]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        yield server

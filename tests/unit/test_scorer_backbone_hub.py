@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.hub_server import Hub
+from tests.support.hub_server import Hub, hub
 
 from gristmill.scorer.backbone.staged import identify
 from gristmill.scorer.backbone.tiny import write_tiny
 
-NAME, TOKEN = "mill/tiny", "hf_test_secret"
+__all__ = ["hub"]  # a fixture
+NAME = "mill/tiny"
 CODE = """
 import json, sys
 from gristmill.base.errors import UsageError
@@ -34,18 +34,9 @@ Fetch = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub(TOKEN) as server:
-        yield server
-
-
-@pytest.fixture
 def fetch(hub: Hub, tmp_path: Path) -> Fetch:
     """What a user of `hub` is told about a backbone."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
-        "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    environment = hub.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1"}
 
     def run(address: str, **more: str) -> dict[str, Any]:
         done = subprocess.run(
@@ -53,7 +44,7 @@ def fetch(hub: Hub, tmp_path: Path) -> Fetch:
             timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert TOKEN not in done.stdout + done.stderr
+        assert hub.token not in done.stdout + done.stderr
         return json.loads(done.stdout)
 
     return run

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from tests.support.hub_server import Hub
+from tests.support.hub_server import Hub, hub
 from tests.support.tiny_heads import texts, write_heads
 
 from gristmill.base.files import sha256_folder
@@ -20,7 +19,8 @@ from gristmill.scorer.backbone.tiny import write_tiny
 from gristmill.scorer.heads.files import FILES
 from gristmill.scorer.tables import read_parquet
 
-NAME, ADDRESS, TOKEN = "org/heads", "hf://org/heads", "hf_test_secret"
+__all__ = ["hub"]  # a fixture
+NAME, ADDRESS = "org/heads", "hf://org/heads"
 # Commands one after the other, as a process each would be slow.
 COMMANDS = """
 import contextlib, io, json, sys
@@ -59,18 +59,9 @@ def heads(backbone: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub(TOKEN) as server:
-        yield server
-
-
-@pytest.fixture
 def scorer(hub: Hub, tmp_path: Path) -> Scorer:
     """As a user of `hub` would run it; looks for the token in all that it says."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
-        "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    environment = hub.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1"}
 
     def run(*commands: tuple[object, ...]) -> list[Done]:
         given = json.dumps([[str(one) for one in arguments] for arguments in commands])
@@ -78,7 +69,7 @@ def scorer(hub: Hub, tmp_path: Path) -> Scorer:
             [sys.executable, "-c", COMMANDS, given], env=environment, capture_output=True, text=True, check=False,
             timeout=300,
         )  # fmt: skip
-        assert done.returncode == 0 and TOKEN not in done.stdout + done.stderr, done.stderr
+        assert done.returncode == 0 and hub.token not in done.stdout + done.stderr, done.stderr
         return [Done(*result) for result in json.loads(done.stdout.splitlines()[-1])]
 
     return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -382,14 +381,10 @@ for address in sys.argv[2:]:
         files = {file.name: file.read_bytes() for file in source.iterdir()}
         commit = hub.put("mill/tiny", files | strange)
         hub.put("mill/tiny", {"config.json": b"{}"})
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
-            "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": hub.token,
-        }  # fmt: skip
         addresses = ["hf://mill/other", "hf://mill", f"hf://mill/tiny@{commit}"]
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "run"), *addresses], env=environment, capture_output=True,
-            text=True, check=False, timeout=120,
+            [sys.executable, "-c", code, str(tmp_path / "run"), *addresses],
+            env=hub.environment(tmp_path / "hf"), capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         other, no_name, tiny = done.stdout.splitlines()
